@@ -1,0 +1,11 @@
+"""Run-time type checks for every test: jaxtyping annotations are enforced by beartype."""
+
+from __future__ import annotations
+
+import os
+
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+install_import_hook("kedge", "beartype.beartype")
