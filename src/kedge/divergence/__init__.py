@@ -1,0 +1,42 @@
+"""Divergences between distributions over a vocabulary: exact ones, sampled estimators; tensors only."""
+
+from kedge.divergence.exact import (
+    cross_entropy,
+    cross_entropy_from_log_probs,
+    entropy,
+    entropy_from_log_probs,
+    excess_exponential,
+    finite_log_ratio,
+    forward_kl,
+    jensen_shannon,
+    jensen_shannon_from_log_probs,
+    kl_from_log_probs,
+    probability_difference,
+    reverse_kl,
+    total_variation,
+    total_variation_from_log_probs,
+)
+from kedge.divergence.sampled import ESTIMATORS, LINEAR_BEYOND, k1, k2, k3, token_surrogate
+
+__all__ = [
+    "ESTIMATORS",
+    "LINEAR_BEYOND",
+    "cross_entropy",
+    "cross_entropy_from_log_probs",
+    "entropy",
+    "entropy_from_log_probs",
+    "excess_exponential",
+    "finite_log_ratio",
+    "forward_kl",
+    "jensen_shannon",
+    "jensen_shannon_from_log_probs",
+    "k1",
+    "k2",
+    "k3",
+    "kl_from_log_probs",
+    "probability_difference",
+    "reverse_kl",
+    "token_surrogate",
+    "total_variation",
+    "total_variation_from_log_probs",
+]

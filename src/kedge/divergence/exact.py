@@ -1,0 +1,396 @@
+r"""Exact divergences over a vocabulary.
+
+With p = softmax(l), q = softmax(r), x = log q − log p and φ(x) = eˣ − 1 − x ≥ 0,
+
+    KL(p‖q) = Σ p·φ(x)
+
+is the textbook sum Σ p·(log p − log q), because Σ p·(eˣ − 1) = 0; but here no two terms cancel, so that a small KL
+keeps its digits in float32 and none is negative.
+
+Masks. A logit of −∞ removes its entry from the vocabulary; one entry at least must be left. An entry that both
+distributions lack counts 0. One that only p lacks counts q in KL(p‖q); one that only q lacks makes it infinite.
+No mask makes a NaN, and the gradient of an infinite value is zero. A NaN among the logits is never hidden.
+
+Every function works on the last dimension, in float32 at least, and is differentiable in all its tensors. Those that
+end in ``_from_log_probs`` take normalised log-probabilities; the others take logits and a temperature.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_INF = math.inf
+_FAR = 1e20  # stands for the infinite log-ratio of an entry that only one distribution has
+_NATS = {"nats": 1.0, "bits": math.log(2.0)}  # nats in one unit
+
+
+# --- from normalised log-probabilities: each formula stands here, once -----------------------------------------
+
+
+def excess_exponential(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """How far the exponential lies above its tangent at 0, to the last digits at every x.
+
+        φ(x) = eˣ − 1 − x
+
+    Args:
+        x: any shape; ±∞ give ∞.
+
+    Returns:
+        φ(x) ≥ 0.
+
+    >>> [f"{value:.4e}" for value in excess_exponential(torch.tensor([0.0, 1e-6, 1.0])).tolist()]
+    ['0.0000e+00', '5.0000e-13', '7.1828e-01']
+    """
+    degree = 13 if x.dtype == torch.float64 else 8
+    near = x.abs() < 0.3  # where expm1(x) − x would lose ε/|x|
+    small, one = torch.where(near, x, 0.0), x.new_ones(())
+    series = torch.ones_like(x)
+    for k in range(degree, 2, -1):
+        series = torch.addcmul(one, small, series, value=1 / k)
+    return torch.where(
+        near, 0.5 * small * small * series, torch.expm1(x) - x.clamp(max=torch.finfo(x.dtype).max)
+    )
+
+
+def finite_log_ratio(
+    log_p: Float[Tensor, "*rows V"],
+    log_q: Float[Tensor, "*rows V"],
+    log_ratio: Float[Tensor, "*rows V"] | None = None,
+) -> Float[Tensor, "*rows V"]:
+    """The log-ratio x = log q − log p with the masked entries made finite, as the divergences below take it.
+
+    Args:
+        log_p: normalised log-probabilities, [..., V].
+        log_q: the same of the other distribution.
+        log_ratio: log q − log p where it is known more accurately than by subtraction.
+
+    Returns:
+        x, with 0 where both distributions lack the entry and ±1e20 where one does.
+
+    >>> absent = -math.inf
+    >>> finite_log_ratio(torch.tensor([absent, absent, 0.0]), torch.tensor([absent, -1.0, -2.0])).tolist()
+    [0.0, 1.0000000200408773e+20, -2.0]
+    """
+    x = log_q - log_p if log_ratio is None else log_ratio
+    return x.masked_fill((log_p == -_INF) & (log_q == -_INF), 0.0).clamp(-_FAR, _FAR)
+
+
+def probability_difference(
+    p: Float[Tensor, "*rows V"], q: Float[Tensor, "*rows V"], log_ratio: Float[Tensor, "*rows V"]
+) -> Float[Tensor, "*rows V"]:
+    """The difference of two probabilities, accurate where they are nearly equal.
+
+        p − q = sign(−x)·max(p, q)·(1 − e^−|x|)
+
+    Args:
+        p: probabilities, [..., V].
+        q: the same of the other distribution.
+        log_ratio: x = log q − log p, finite.
+
+    Returns:
+        p − q, [..., V].
+
+    >>> probability_difference(torch.tensor([0.75]), torch.tensor([0.25]), torch.tensor([-math.log(3)])).tolist()
+    [0.5]
+    """
+    return torch.maximum(p, q) * torch.expm1(-log_ratio.abs()) * log_ratio.sign()
+
+
+def entropy_from_log_probs(log_p: Float[Tensor, "*rows V"]) -> Float[Tensor, "*rows"]:
+    """Entropy, in nats: H(p) = −Σ p·log p.
+
+    >>> round(entropy_from_log_probs(torch.tensor([0.5, 0.5, 0.0]).log()).item(), 6)
+    0.693147
+    """
+    return -(log_p.exp() * log_p.clamp(min=-_FAR)).sum(-1)
+
+
+def cross_entropy_from_log_probs(
+    log_p: Float[Tensor, "*rows V"], log_q: Float[Tensor, "*rows V"]
+) -> Float[Tensor, "*rows"]:
+    """Cross-entropy, in nats: H(p, q) = −Σ p·log q.
+
+    >>> round(cross_entropy_from_log_probs(torch.tensor([1.0, 0.0]).log(), torch.tensor([0.5, 0.5]).log()).item(), 6)
+    0.693147
+    """
+    nats = -(log_p.exp() * log_q.clamp(min=-_FAR)).sum(-1)
+    return torch.where(_escapes(log_p, log_q), _INF, nats)
+
+
+def kl_from_log_probs(
+    log_p: Float[Tensor, "*rows V"],
+    log_q: Float[Tensor, "*rows V"],
+    log_ratio: Float[Tensor, "*rows V"] | None = None,
+) -> Float[Tensor, "*rows"]:
+    """Kullback–Leibler divergence, in nats.
+
+        KL(p‖q) = Σ p·φ(x),   and for x > 1   p·φ(x) = q − p·(1 + x), which cannot overflow
+
+    Args:
+        log_p: normalised log-probabilities of the distribution that is averaged over, [..., V].
+        log_q: the same of the other distribution.
+        log_ratio: what ``finite_log_ratio(log_p, log_q)`` returns, if it is at hand.
+
+    Returns:
+        KL(p‖q) ≥ 0, [...].
+
+    >>> round(kl_from_log_probs(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()).item(), 6)
+    0.143841
+    """
+    x = finite_log_ratio(log_p, log_q) if log_ratio is None else log_ratio
+    nats = _excess_terms(log_p.exp(), log_q.exp(), x).sum(-1)
+    return torch.where(_escapes(log_p, log_q), _INF, nats)
+
+
+def total_variation_from_log_probs(
+    log_p: Float[Tensor, "*rows V"],
+    log_q: Float[Tensor, "*rows V"],
+    log_ratio: Float[Tensor, "*rows V"] | None = None,
+) -> Float[Tensor, "*rows"]:
+    """Total variation distance, between 0 and 1: TV(p, q) = ½·Σ |p − q|.
+
+    Args:
+        log_p: normalised log-probabilities, [..., V].
+        log_q: the same of the other distribution.
+        log_ratio: what ``finite_log_ratio(log_p, log_q)`` returns, if it is at hand.
+
+    Returns:
+        TV, [...].
+
+    >>> round(total_variation_from_log_probs(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()).item(), 6)
+    0.25
+    """
+    x = finite_log_ratio(log_p, log_q) if log_ratio is None else log_ratio
+    return 0.5 * probability_difference(log_p.exp(), log_q.exp(), x).abs().sum(-1)
+
+
+def jensen_shannon_from_log_probs(
+    log_p: Float[Tensor, "*rows V"], log_q: Float[Tensor, "*rows V"]
+) -> Float[Tensor, "*rows"]:
+    """Jensen–Shannon divergence, in nats, between 0 and log 2.
+
+        JS(p, q) = ½·KL(p‖m) + ½·KL(q‖m),   m = ½·(p + q)
+
+    >>> round(jensen_shannon_from_log_probs(torch.tensor([1.0, 0.0]).log(), torch.tensor([0.0, 1.0]).log()).item(), 6)
+    0.693147
+    """
+    x = finite_log_ratio(log_p, log_q)
+    p, q = log_p.exp(), log_q.exp()
+    mean = 0.5 * (p + q)
+    terms = _excess_terms(p, mean, _log_mean_ratio(x)) + _excess_terms(q, mean, _log_mean_ratio(-x))
+    return (0.5 * terms.sum(-1)).clamp(max=_NATS["bits"])
+
+
+def _excess_terms(p: Tensor, q: Tensor, x: Tensor) -> Tensor:
+    """p·φ(x) for x = log q − log p; q where p is 0."""
+    return torch.where(x > 1, q - p * (1 + x), p * excess_exponential(x.clamp(max=1)))
+
+
+def _log_mean_ratio(x: Tensor) -> Tensor:
+    """log(m/p) = log ½(1 + eˣ) for x = log q − log p, accurate near 0, without overflow."""
+    return x.clamp(min=0) + torch.log1p(0.5 * torch.expm1(-x.abs()))
+
+
+def _escapes(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Whether p has an entry that q lacks."""
+    return ((log_q == -_INF) & (log_p > -_INF)).any(-1)
+
+
+# --- from logits -----------------------------------------------------------------------------------------------
+
+
+def entropy(
+    logits: Float[Tensor, "*rows V"], *, temperature: float = 1.0, unit: str = "nats"
+) -> Float[Tensor, "*rows"]:
+    """Entropy of a distribution: H(p) = −Σ p·log p.
+
+    Args:
+        logits: [..., V].
+        temperature: the logits are divided by it.
+        unit: "nats" or "bits".
+
+    Returns:
+        H(p), [...], in ``unit``.
+
+    Raises:
+        ValueError: if the temperature is not above 0, or the unit is unknown.
+
+    Source: Shannon, "A Mathematical Theory of Communication", 1948.
+
+    >>> entropy(torch.zeros(4), unit="bits").item()
+    2.0
+    """
+    return _in_unit(entropy_from_log_probs(_tempered(logits, temperature).log_softmax(-1)), unit)
+
+
+def cross_entropy(
+    p_logits: Float[Tensor, "*rows V"],
+    q_logits: Float[Tensor, "*rows V"],
+    *,
+    temperature: float = 1.0,
+    unit: str = "nats",
+) -> Float[Tensor, "*rows"]:
+    """Cross-entropy: H(p, q) = −Σ p·log q = H(p) + KL(p‖q).
+
+    Args:
+        p_logits: logits of the distribution that is averaged over, [..., V].
+        q_logits: logits of the distribution that is scored, [..., V].
+        temperature: both logits are divided by it.
+        unit: "nats" or "bits".
+
+    Returns:
+        H(p, q), [...], in ``unit``.
+
+    Raises:
+        ValueError: if the shapes differ, the temperature is not above 0, or the unit is unknown.
+
+    Source: Cover, Thomas, "Elements of Information Theory", 2006, chapter 2.
+
+    >>> cross_entropy(torch.zeros(4), torch.zeros(4), unit="bits").item()
+    2.0
+    """
+    log_p, log_q, _ = _compare(p_logits, q_logits, temperature)
+    return _in_unit(cross_entropy_from_log_probs(log_p, log_q), unit)
+
+
+def reverse_kl(
+    policy_logits: Float[Tensor, "*rows V"],
+    reference_logits: Float[Tensor, "*rows V"],
+    *,
+    temperature: float = 1.0,
+    unit: str = "nats",
+) -> Float[Tensor, "*rows"]:
+    """Reverse, mode-seeking KL of a policy to its reference: KL(π‖ρ) = Σ π·(log π − log ρ).
+
+    Args:
+        policy_logits: logits of π, [..., V].
+        reference_logits: logits of ρ, [..., V].
+        temperature: both logits are divided by it.
+        unit: "nats" or "bits".
+
+    Returns:
+        KL(π‖ρ) ≥ 0, [...], in ``unit`` per row (one row is one token).
+
+    Raises:
+        ValueError: if the shapes differ, the temperature is not above 0, or the unit is unknown.
+
+    Source: Kullback, Leibler, "On Information and Sufficiency", 1951.
+
+    >>> round(reverse_kl(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()).item(), 6)
+    0.143841
+    """
+    log_p, log_q, x = _compare(policy_logits, reference_logits, temperature)
+    return _in_unit(kl_from_log_probs(log_p, log_q, x), unit)
+
+
+def forward_kl(
+    policy_logits: Float[Tensor, "*rows V"],
+    reference_logits: Float[Tensor, "*rows V"],
+    *,
+    temperature: float = 1.0,
+    unit: str = "nats",
+) -> Float[Tensor, "*rows"]:
+    """Forward, mode-covering KL of a policy to its reference: KL(ρ‖π) = Σ ρ·(log ρ − log π).
+
+    Args:
+        policy_logits: logits of π, [..., V].
+        reference_logits: logits of ρ, [..., V].
+        temperature: both logits are divided by it.
+        unit: "nats" or "bits".
+
+    Returns:
+        KL(ρ‖π) ≥ 0, [...], in ``unit`` per row (one row is one token).
+
+    Raises:
+        ValueError: if the shapes differ, the temperature is not above 0, or the unit is unknown.
+
+    Source: Kullback, Leibler, "On Information and Sufficiency", 1951.
+
+    >>> round(forward_kl(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()).item(), 6)
+    0.130812
+    """
+    log_p, log_q, x = _compare(policy_logits, reference_logits, temperature)
+    return _in_unit(kl_from_log_probs(log_q, log_p, -x), unit)
+
+
+def jensen_shannon(
+    p_logits: Float[Tensor, "*rows V"],
+    q_logits: Float[Tensor, "*rows V"],
+    *,
+    temperature: float = 1.0,
+    unit: str = "nats",
+) -> Float[Tensor, "*rows"]:
+    """Jensen–Shannon divergence: ½·KL(p‖m) + ½·KL(q‖m) with m = ½·(p + q), finite whatever is masked.
+
+    Args:
+        p_logits: [..., V].
+        q_logits: [..., V].
+        temperature: both logits are divided by it.
+        unit: "nats" or "bits".
+
+    Returns:
+        JS(p, q) between 0 and log 2 nats (1 bit), [...], in ``unit``.
+
+    Raises:
+        ValueError: if the shapes differ, the temperature is not above 0, or the unit is unknown.
+
+    Source: Lin, "Divergence measures based on the Shannon entropy", 1991.
+
+    >>> jensen_shannon(torch.tensor([0.0, -math.inf]), torch.tensor([-math.inf, 0.0]), unit="bits").item()
+    1.0
+    """
+    log_p, log_q, _ = _compare(p_logits, q_logits, temperature)
+    return _in_unit(jensen_shannon_from_log_probs(log_p, log_q), unit)
+
+
+def total_variation(
+    p_logits: Float[Tensor, "*rows V"], q_logits: Float[Tensor, "*rows V"], *, temperature: float = 1.0
+) -> Float[Tensor, "*rows"]:
+    """Total variation distance: TV(p, q) = ½·Σ |p − q|, the most that any event's probability differs by.
+
+    Args:
+        p_logits: [..., V].
+        q_logits: [..., V].
+        temperature: both logits are divided by it.
+
+    Returns:
+        TV between 0 and 1, [...].
+
+    Raises:
+        ValueError: if the shapes differ, or the temperature is not above 0.
+
+    Source: Levin, Peres, "Markov Chains and Mixing Times", 2017, chapter 4.
+
+    >>> round(total_variation(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()).item(), 6)
+    0.25
+    """
+    return total_variation_from_log_probs(*_compare(p_logits, q_logits, temperature))
+
+
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; it must be above 0")
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+
+
+def _compare(p_logits: Tensor, q_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The log-probabilities of two heads, and their log-ratio taken where they still agree in most digits."""
+    if p_logits.shape != q_logits.shape:
+        raise ValueError(
+            f"the two distributions have logits of shapes {tuple(p_logits.shape)} and {tuple(q_logits.shape)}; "
+            "give both the same rows and the same vocabulary"
+        )
+    left, right = _tempered(p_logits, temperature), _tempered(q_logits, temperature)
+    log_p, log_q = left.log_softmax(-1), right.log_softmax(-1)
+    shift = right.logsumexp(-1, keepdim=True) - left.logsumexp(-1, keepdim=True)
+    return log_p, log_q, finite_log_ratio(log_p, log_q, (right - left) - shift)
+
+
+def _in_unit(nats: Tensor, unit: str) -> Tensor:
+    if unit not in _NATS:
+        raise ValueError(f"unit is {unit!r}; it must be one of: {', '.join(_NATS)}")
+    return nats / _NATS[unit]
