@@ -1,1 +1,1 @@
-"""The embedded tasks: text that Kedge makes itself, imported by name (`kedge.tasks.sums`, `kedge.tasks.prose`)."""
+"""The embedded tasks: text that Kedge makes itself; `kedge.tasks.sums`, `kedge.tasks.prose`."""

@@ -123,8 +123,8 @@ def examples(split: Split, count: int, seed: int) -> list[dict[str, Any]]:
     rows = []
     for first, second in _problems(split, count, generator):
         way = careful if generator.random() < CAREFUL_SHARE else hasty
-        row = {"prompt": f"{first}+{second}=", "completion": way(first, second), "answer": str(first + second)}
-        rows.append(row)
+        prompt, completion = f"{first}+{second}=", way(first, second)
+        rows.append({"prompt": prompt, "completion": completion, "answer": str(first + second)})
     return rows
 
 
