@@ -45,6 +45,13 @@ def test_a_missing_package_names_the_extra_and_leaves_nothing(tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
+def test_a_sink_that_cannot_be_opened_is_the_users_to_put_right(tmp_path: Path) -> None:
+    RunDirectory.create(tmp_path / "run", {}, resume=False)
+    (tmp_path / "run" / "tensorboard").write_text("a file in the way")
+    with pytest.raises(UserError, match=r"'tensorboard' could not be opened.*resume=true"):
+        RunDirectory.create(tmp_path / "run", {}, resume=True, sinks=["tensorboard"])
+
+
 class Failing:
     name = "failing"
 

@@ -90,6 +90,7 @@ class WandB:
             resume="allow",
             dir=str(directory),
             config=dict(config),
+            settings={"console": "off"},
         )
 
     def metrics(self, step: int, row: Mapping[str, int | float | None]) -> None:
@@ -166,10 +167,20 @@ def open_sinks(names: Sequence[str], directory: Path, config: Mapping[str, Any])
         config: The resolved configuration.
 
     Raises:
-        UserError: A name is unknown or its package is not installed.
+        UserError: A name is unknown, its package is not installed, or it cannot be opened.
     """
     check_sinks(names)
-    return [SINKS[name](directory, config) for name in names]
+    return [_open_sink(name, directory, config) for name in names]
+
+
+def _open_sink(name: str, directory: Path, config: Mapping[str, Any]) -> Sink:
+    try:
+        return SINKS[name](directory, config)
+    except Exception as error:
+        raise UserError(
+            f"sinks: {name!r} could not be opened ({error}); put that right or leave it out, "
+            f"then start again with resume=true."
+        ) from error
 
 
 def _finite(row: Mapping[str, int | float | None]) -> dict[str, int | float]:
