@@ -1,0 +1,30 @@
+"""Everything that knows an architecture: from a causal language model to hidden states and an output head."""
+
+from kedge.models.bpe import train_bpe
+from kedge.models.build import build_model
+from kedge.models.hidden import hidden_states
+from kedge.models.identity import fingerprint, frozen_copy
+from kedge.models.load import load_model, load_tokenizer
+from kedge.models.mode import disable_dropout, enable_activation_checkpointing, evaluating
+from kedge.models.output_head import head_of, verify_head
+from kedge.models.save import save_model
+from kedge.models.tokens import context_length, special_tokens, usable_vocabulary
+
+__all__ = [
+    "build_model",
+    "context_length",
+    "disable_dropout",
+    "enable_activation_checkpointing",
+    "evaluating",
+    "fingerprint",
+    "frozen_copy",
+    "head_of",
+    "hidden_states",
+    "load_model",
+    "load_tokenizer",
+    "save_model",
+    "special_tokens",
+    "train_bpe",
+    "usable_vocabulary",
+    "verify_head",
+]

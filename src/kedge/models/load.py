@@ -1,0 +1,143 @@
+"""Models and tokenizers from a folder or from the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from kedge.errors import KedgeError, RunError, UserError
+from kedge.models._quiet import quiet
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def load_model(
+    source: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a causal language model, from safetensors only, in evaluation mode, on the CPU.
+
+    Args:
+        source: a folder that ``save_model`` or ``save_pretrained`` wrote, or a name on the hub (``owner/name``).
+        dtype: of the weights in memory.
+        revision: a branch, tag or commit on the hub.
+        trust_remote_code: let the model's own Python code run.
+
+    Raises:
+        UserError: no such folder or name; no configuration or no weights there; an unknown architecture;
+            weights missing from the files.
+        RunError: damaged files; the hub cannot be reached.
+    """
+    where = _place(source, "model")
+    if isinstance(where, Path):
+        _require_weights(where)
+    with _explained(source, "model"), quiet():
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            where,
+            dtype=dtype,
+            revision=revision or "main",
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    absent = sorted(loaded["missing_keys"]) + sorted(str(name) for name in loaded["mismatched_keys"])
+    if absent:
+        raise UserError(
+            f"model {str(source)!r}: {len(absent)} weights of {type(model).__name__} are not in its files or have "
+            f"another shape (first: {absent[0]}), so they would be random: check that config.json belongs to them"
+        )
+    return model.eval()
+
+
+def load_tokenizer(
+    source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model; arguments and errors as in :func:`load_model`."""
+    where = _place(source, "tokenizer")
+    if isinstance(where, Path) and not any(where.glob("*token*")):
+        raise UserError(f"tokenizer {str(source)!r}: the folder has no tokenizer files (tokenizer.json)")
+    with _explained(source, "tokenizer"), quiet():
+        return AutoTokenizer.from_pretrained(
+            where, revision=revision or "main", trust_remote_code=trust_remote_code
+        )
+
+
+def _place(source: str | Path, what: str) -> Path | str:
+    """Tell a folder from a name on the hub."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"{what} {str(source)!r} is a file: give the folder that holds config.json")
+    if isinstance(source, Path) or not _HUB_NAME.fullmatch(source) or source.startswith("."):
+        raise UserError(
+            f"{what} {str(source)!r}: there is no such folder, and it is no name on the hub (owner/name); "
+            f"relative paths start from {Path.cwd()}"
+        )
+    return source
+
+
+def _require_weights(folder: Path) -> None:
+    """Refuse a folder that cannot hold a model before transformers looks at it."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model {str(folder)!r}: the folder has no config.json, so it holds no model")
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        remedy = (
+            "convert its pickled weights with save_pretrained" if pickled else "copy model.safetensors there"
+        )
+        raise UserError(f"model {str(folder)!r}: config.json without weights (*.safetensors): {remedy}")
+
+
+@contextmanager
+def _explained(source: str | Path, what: str) -> Iterator[None]:
+    """Turn what the loading libraries raise into one clear error."""
+    name = f"{what} {str(source)!r}"
+    try:
+        yield
+    except KedgeError:
+        raise
+    except SafetensorError as error:
+        raise RunError(
+            f"{name}: its safetensors file is damaged ({error}): copy or download it again"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+        causes = list(_chain(error))
+        if any(isinstance(cause, GatedRepoError) for cause in causes):
+            raise UserError(
+                f"{name} is gated: accept its terms on the hub and log in (hf auth login)"
+            ) from error
+        if any(isinstance(cause, RepositoryNotFoundError | RevisionNotFoundError) for cause in causes):
+            raise UserError(
+                f"{name}: there is no such folder and no such name or revision on the hub: "
+                "check the spelling; private names need a login (hf auth login)"
+            ) from error
+        first_line = str(error).strip().split("\n")[0]
+        if (
+            isinstance(where := source, str)
+            and not Path(where).expanduser().exists()
+            and isinstance(error, OSError)
+        ):
+            raise RunError(
+                f"{name}: there is no such folder, and the hub could not be read ({first_line}): check the network "
+                "(and HF_HUB_OFFLINE), or give the path of a folder"
+            ) from error
+        raise UserError(f"{name} cannot be loaded: {first_line}") from error
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception and everything it was raised from."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or current.__context__

@@ -1,0 +1,78 @@
+"""Switches of a model: dropout, activation checkpointing, evaluation mode."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from kedge.errors import UserError
+
+_DROPOUT_NAME = re.compile(r"drop(out|path)|_drop$|_pdrop$|layer_?drop|drop_path")
+
+
+def disable_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """Set every dropout rate of a model to zero, in training mode too.
+
+    Rates live in three places: ``nn.Dropout`` modules, numbers that a module keeps for itself
+    (``attention_dropout``), numbers that it reads from its configuration at each call. A policy that is
+    scored with dropout on differs from itself, so the ratio to its own rollout is noise.
+
+    Args:
+        model: changed in place, its configuration included (a saved copy has no dropout either).
+
+    Returns:
+        The same model.
+
+    >>> from kedge.models import build_model
+    >>> model = build_model(32, architecture="gpt2", hidden_size=8, layers=1, heads=2, context=16, seed=0)
+    >>> model.config.attn_pdrop
+    0.1
+    >>> disable_dropout(model).config.attn_pdrop
+    0.0
+    """
+    holders: list[object] = []
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        holders.append(module)
+        config = getattr(module, "config", None)
+        if config is not None and not any(config is holder for holder in holders):
+            holders.append(config)
+    for holder in holders:
+        for name, value in list(vars(holder).items()):
+            if type(value) is float and _DROPOUT_NAME.search(name):
+                setattr(holder, name, 0.0)
+    return model
+
+
+def enable_activation_checkpointing(model: PreTrainedModel) -> PreTrainedModel:
+    """Recompute activations in backward instead of keeping them: less memory, about a third more time.
+
+    It acts in training mode alone; generation and scoring in evaluation mode are as before.
+
+    Raises:
+        UserError: the architecture has no such switch.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise UserError(
+            f"{type(model).__name__} does not support activation checkpointing: switch it off, "
+            "or lower the micro-batch size to save memory"
+        )
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards each module is back in the mode it was in, one by one."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training

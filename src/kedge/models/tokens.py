@@ -1,0 +1,81 @@
+"""What a model and its tokenizer must agree on."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kedge.errors import UserError
+
+
+def special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, tuple[int, ...]]:
+    """The padding id and every id that ends a response.
+
+    The end ids are the tokenizer's first, then those of the model's generation configuration (chat models end
+    a turn with another token than a text). A missing padding token is no error: the first end id takes its
+    place, which is safe because Kedge tells padding by lengths and never by the id.
+
+    Returns:
+        ``(pad_id, eos_ids)``, at least one end id.
+
+    Raises:
+        UserError: there is no end-of-text token, or an id lies outside the model's vocabulary.
+    """
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    ends: list[int] = []
+    for holder in (tokenizer, getattr(model, "generation_config", None), model.config):
+        value = getattr(holder, "eos_token_id", None)
+        ends.extend(value if isinstance(value, (list, tuple)) else [] if value is None else [value])
+    if not ends:
+        raise UserError(
+            f"neither the tokenizer ({type(tokenizer).__name__}) nor the model ({type(model).__name__}) has an "
+            "end-of-text token, so no response could ever end: set tokenizer.eos_token (and eos_token_id in "
+            "config.json) to a token that your training text ends with"
+        )
+    pad = tokenizer.pad_token_id
+    pad = getattr(model.config, "pad_token_id", None) if pad is None else pad
+    pad = ends[0] if pad is None else pad
+    for name, number in [("pad", pad), *(("eos", end) for end in ends)]:
+        if not 0 <= number < rows:
+            raise UserError(
+                f"the {name} token has id {number}, but the model's vocabulary has {rows} rows: use the tokenizer "
+                "that belongs to the model, or enlarge it with model.resize_token_embeddings(len(tokenizer))"
+            )
+    return int(pad), tuple(dict.fromkeys(int(end) for end in ends))
+
+
+def usable_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """How many rows of the output head stand for tokens; ``None`` if all do.
+
+    Vocabularies are often padded to a round number; the rows beyond the tokenizer's last id mean nothing, must
+    never be sampled, and have no share in a probability. Sampler and trainer both take this number.
+
+    Raises:
+        UserError: the tokenizer knows ids that the model has no row for.
+    """
+    rows, tokens = int(model.get_output_embeddings().weight.shape[0]), _id_limit(tokenizer)
+    if tokens > rows:
+        raise UserError(
+            f"the tokenizer's ids go up to {tokens - 1}, the model's vocabulary {rows} rows: use the tokenizer that belongs "
+            "to the model, or enlarge it with model.resize_token_embeddings(len(tokenizer))"
+        )
+    return tokens if tokens < rows else None
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """The largest number of tokens in a sequence (prompt and response), ``None`` if the model states none."""
+    value = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return None if value is None else int(value)
+
+
+_LIMITS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, int]] = WeakKeyDictionary()
+
+
+def _id_limit(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the highest token id; remembered, because listing a large vocabulary is slow."""
+    size, limit = _LIMITS.get(tokenizer, (-1, 0))
+    if size != len(tokenizer):
+        limit = max(tokenizer.get_vocab().values(), default=-1) + 1
+        _LIMITS[tokenizer] = (len(tokenizer), limit)
+    return limit
