@@ -1,0 +1,46 @@
+"""The objective of post-training: advantages, trust region, anchor, loss, controllers."""
+
+from kedge.objective.advantages import group_advantages, position_baseline, reward_to_go
+from kedge.objective.aggregate import (
+    aggregation_weights,
+    masked_mean,
+    masked_sum,
+    per_response_sum,
+)
+from kedge.objective.anchor import (
+    Anchor,
+    anchor_rewards,
+    anchor_term,
+    anchor_to_go,
+    anchor_values,
+    caution,
+    refusal,
+)
+from kedge.objective.correction import Correction, correction_weights
+from kedge.objective.policy_loss import PolicyLoss, TokenInputs
+from kedge.objective.trust_region import TrustRegion, clip_masks, ratio, surrogate
+
+__all__ = [
+    "Anchor",
+    "Correction",
+    "PolicyLoss",
+    "TokenInputs",
+    "TrustRegion",
+    "aggregation_weights",
+    "anchor_rewards",
+    "anchor_term",
+    "anchor_to_go",
+    "anchor_values",
+    "caution",
+    "clip_masks",
+    "correction_weights",
+    "group_advantages",
+    "masked_mean",
+    "masked_sum",
+    "per_response_sum",
+    "position_baseline",
+    "ratio",
+    "refusal",
+    "reward_to_go",
+    "surrogate",
+]
