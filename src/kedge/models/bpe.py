@@ -16,8 +16,8 @@ _SPECIAL = ("<pad>", "<eos>")
 def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer: every text can be encoded and comes back unchanged.
 
-    Digits are tokens of their own, so that a number is spelt the same way wherever it stands. Equal texts give
-    an equal tokenizer.
+    Digits are tokens of their own, so that a number is spelt the same way wherever it stands. Equal texts
+    give an equal tokenizer.
 
     Args:
         texts: what the merges are learned from.
@@ -26,7 +26,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     Raises:
         UserError: ``vocab_size`` leaves no room for the bytes.
 
-    Source: Sennrich, Haddow & Birch 2016 (arXiv 1508.07909); the byte alphabet of Radford et al. 2019 (GPT-2).
+    Source: Sennrich, Haddow & Birch 2016 (arXiv 1508.07909); the byte alphabet of Radford et al. 2019
+    (GPT-2).
 
     >>> tokenizer = train_bpe(["low lower lowest"] * 4, vocab_size=270)
     >>> tokenizer.decode(tokenizer.encode("lower: 12 \u2264 13"))
@@ -36,8 +37,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """
     if vocab_size < _ALPHABET + len(_SPECIAL):
         raise UserError(
-            f"vocab_size = {vocab_size} is too small for byte-level BPE: at least {_ALPHABET + len(_SPECIAL)} "
-            "(256 bytes and two special tokens)"
+            f"vocab_size = {vocab_size} is too small for byte-level BPE: at least "
+            f"{_ALPHABET + len(_SPECIAL)} (256 bytes and two special tokens)"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

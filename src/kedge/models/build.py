@@ -85,7 +85,7 @@ def build_model(
 
 
 def _refuse_unknown(config: object, architecture: str, options: Mapping[str, object]) -> None:
-    """A field that the architecture does not have would be kept and do nothing."""
+    """Refuse a field that the architecture does not have: it would be kept and do nothing."""
     known = type(config)()
     for name in options:
         if not hasattr(known, name):

@@ -23,15 +23,17 @@ def hidden_states(
     layout: Literal["padded", "packed"] = "padded",
     padding_side: Literal["right", "left"] = "right",
 ) -> Float[Tensor, "S H"]:
-    """The hidden states that the output head reads: after the final norm, one row for each token.
+    """Compute what the output head reads: the hidden state of each token after the final norm.
 
-    Only the backbone runs, never the model's own output head. The layout is a matter of speed and memory alone:
+    Only the backbone runs, never the model's own output head. The layout is a matter of speed and memory
+    alone:
 
-    * ``padded``: a row for each sequence, padded to the longest. Padding on the right needs no mask, because a
-      causal model never looks ahead; padding on the left is masked. Position ids count the real tokens.
-    * ``packed``: one row for all, position ids starting anew, attention within each sequence; no work is spent
-      on padding, but attention holds an S × S mask unless the kernel takes sequence boundaries. Before it is
-      first used, a model must prove that its sequences do not see each other.
+    * ``padded``: a row for each sequence, padded to the longest. Padding on the right needs no mask,
+      because a causal model never looks ahead; padding on the left is masked. Position ids count the real
+      tokens.
+    * ``packed``: one row for all, position ids starting anew, attention within each sequence; no work is
+      spent on padding, but attention holds an S × S mask unless the kernel takes sequence boundaries.
+      Before it is first used, a model must prove that its sequences do not see each other.
 
     Args:
         model: any causal language model of transformers, on the device of the tokens.
@@ -85,7 +87,7 @@ def hidden_states(
 
 
 def _run(model: PreTrainedModel, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-    """The backbone alone. A cache would switch packing off silently, so there is none."""
+    """Run the backbone alone. A cache would switch packing off silently, so there is none."""
     output = model.get_decoder()(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
     hidden: Tensor = output.last_hidden_state
     return hidden
@@ -97,7 +99,8 @@ _PACKS: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 def _require_packing(model: PreTrainedModel) -> None:
     """Refuse a model whose packed sequences see each other.
 
-    Two packed rows differ in their first sequence alone: the hidden states of the second one must be the same.
+    Two packed rows differ in their first sequence alone: the hidden states of the second one must be the
+    same.
     """
     attention = str(model.config._attn_implementation)
     if _PACKS.get(model) == attention:

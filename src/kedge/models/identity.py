@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a model that nothing trains: its own weights, no gradients, evaluation mode.
+    """Copy a model into one that nothing trains: its own weights, no gradients, evaluation mode.
 
     Tied weights stay tied in the copy. This is the reference by default.
 
@@ -26,11 +26,11 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """The identity of a model's weights: SHA-256 over names, dtypes, shapes and bytes.
+    """Hash a model's weights into an identity: SHA-256 over names, dtypes, shapes and bytes.
 
     A tensor that has several names (tied weights) counts once, under the first; buffers count if they are
-    saved. So the hash survives saving and loading, moving to another device, and freezing; it changes with one
-    bit of one weight and with the dtype.
+    saved. So the hash survives saving and loading, moving to another device, and freezing; it changes with
+    one bit of one weight and with the dtype.
 
     Returns:
         64 hexadecimal digits.

@@ -28,7 +28,8 @@ def load_model(
     """Load a causal language model, from safetensors only, in evaluation mode, on the CPU.
 
     Args:
-        source: a folder that ``save_model`` or ``save_pretrained`` wrote, or a name on the hub (``owner/name``).
+        source: a folder that ``save_model`` or ``save_pretrained`` wrote, or a name on the hub
+            (``owner/name``).
         dtype: of the weights in memory.
         revision: a branch, tag or commit on the hub.
         trust_remote_code: let the model's own Python code run.
@@ -53,8 +54,9 @@ def load_model(
     absent = sorted(loaded["missing_keys"]) + sorted(str(name) for name in loaded["mismatched_keys"])
     if absent:
         raise UserError(
-            f"model {str(source)!r}: {len(absent)} weights of {type(model).__name__} are not in its files or have "
-            f"another shape (first: {absent[0]}), so they would be random: check that config.json belongs to them"
+            f"model {str(source)!r}: {len(absent)} weights of {type(model).__name__} are not in its files "
+            f"or have another shape (first: {absent[0]}), so they would be random: "
+            "check that config.json belongs to them"
         )
     return model.eval()
 
@@ -129,14 +131,14 @@ def _explained(source: str | Path, what: str) -> Iterator[None]:
             and isinstance(error, OSError)
         ):
             raise RunError(
-                f"{name}: there is no such folder, and the hub could not be read ({first_line}): check the network "
-                "(and HF_HUB_OFFLINE), or give the path of a folder"
+                f"{name}: there is no such folder, and the hub could not be read ({first_line}): check the "
+                "network (and HF_HUB_OFFLINE), or give the path of a folder"
             ) from error
         raise UserError(f"{name} cannot be loaded: {first_line}") from error
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception and everything it was raised from."""
+    """List an exception and everything it was raised from."""
     current: BaseException | None = error
     while current is not None:
         yield current

@@ -68,7 +68,7 @@ def enable_activation_checkpointing(model: PreTrainedModel) -> PreTrainedModel:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards each module is back in the mode it was in, one by one."""
+    """Put a model in evaluation mode inside; each module gets its own mode back afterwards."""
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -15,7 +15,7 @@ _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, tor
 
 
 def head_of(model: PreTrainedModel, vocabulary: int | None = None) -> Head:
-    """The output head of a causal language model: what turns a hidden state into logits.
+    """Take the output head of a causal language model: what turns a hidden state into logits.
 
     logits = softcap · tanh(scale · (h Wᵀ + b) / softcap); scale and soft-cap come from the configuration:
     ``final_logit_softcapping`` (Gemma), ``logit_scale`` (Cohere), ``logits_scaling`` (Granite divides by it,
@@ -23,8 +23,8 @@ def head_of(model: PreTrainedModel, vocabulary: int | None = None) -> Head:
     :func:`verify_head` finds out.
 
     Args:
-        model: its weight and bias are taken as they are, not copied, so gradients reach them; a tied weight is
-            the embedding itself.
+        model: its weight and bias are taken as they are, not copied, so gradients reach them; a tied weight
+            is the embedding itself.
         vocabulary: number of rows that stand for tokens (``usable_vocabulary``), all if not given.
 
     Raises:
@@ -56,7 +56,7 @@ def head_of(model: PreTrainedModel, vocabulary: int | None = None) -> Head:
 
 
 def _scale(config: PretrainedConfig) -> float:
-    """The factor between product and logits."""
+    """Read the factor between product and logits."""
     scale = 1.0
     for name in ("logit_scale", "lm_head_multiplier"):
         value = getattr(config, name, None)
@@ -88,6 +88,6 @@ def verify_head(model: PreTrainedModel) -> None:
     if not difference <= _TOLERANCE.get(theirs.dtype, 5e-2):
         raise UserError(
             f"the output head of {type(model).__name__} ({model.config.model_type}) is not the known form "
-            f"softcap · tanh(scale · (h Wᵀ + b) / softcap): logits differ by {difference:.2g} of their largest; "
-            "Kedge cannot train this architecture yet, so please report it"
+            f"softcap · tanh(scale · (h Wᵀ + b) / softcap): logits differ by {difference:.2g} of their "
+            "largest; Kedge cannot train this architecture yet, so please report it"
         )

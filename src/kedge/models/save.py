@@ -16,8 +16,9 @@ def save_model(
 ) -> None:
     """Write weights (safetensors), configuration and tokenizer to a folder.
 
-    The folder loads with ``AutoModelForCausalLM.from_pretrained`` and :func:`kedge.models.load_model`. The write
-    itself is not atomic: do it inside a folder that is renamed when complete (``kedge.runs.atomic_directory``).
+    The folder loads with ``AutoModelForCausalLM.from_pretrained`` and :func:`kedge.models.load_model`. The
+    write itself is not atomic: do it inside a folder that is renamed when complete
+    (``kedge.runs.atomic_directory``).
 
     Raises:
         RunError: the folder cannot be written, or there is no space left.
@@ -29,5 +30,6 @@ def save_model(
                 tokenizer.save_pretrained(directory)
     except (OSError, SafetensorError) as error:
         raise RunError(
-            f"the model could not be saved to {str(directory)!r} ({error}): free some space or choose another folder"
+            f"the model could not be saved to {str(directory)!r} ({error}): "
+            "free some space or choose another folder"
         ) from error

@@ -10,7 +10,7 @@ from kedge.errors import UserError
 
 
 def special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, tuple[int, ...]]:
-    """The padding id and every id that ends a response.
+    """Find the padding id and every id that ends a response.
 
     The end ids are the tokenizer's first, then those of the model's generation configuration (chat models end
     a turn with another token than a text). A missing padding token is no error: the first end id takes its
@@ -29,9 +29,9 @@ def special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         ends.extend(value if isinstance(value, (list, tuple)) else [] if value is None else [value])
     if not ends:
         raise UserError(
-            f"neither the tokenizer ({type(tokenizer).__name__}) nor the model ({type(model).__name__}) has an "
-            "end-of-text token, so no response could ever end: set tokenizer.eos_token (and eos_token_id in "
-            "config.json) to a token that your training text ends with"
+            f"neither the tokenizer ({type(tokenizer).__name__}) nor the model ({type(model).__name__}) "
+            "has an end-of-text token, so no response could ever end: set tokenizer.eos_token (and "
+            "eos_token_id in config.json) to a token that your training text ends with"
         )
     pad = tokenizer.pad_token_id
     pad = getattr(model.config, "pad_token_id", None) if pad is None else pad
@@ -39,17 +39,18 @@ def special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     for name, number in [("pad", pad), *(("eos", end) for end in ends)]:
         if not 0 <= number < rows:
             raise UserError(
-                f"the {name} token has id {number}, but the model's vocabulary has {rows} rows: use the tokenizer "
-                "that belongs to the model, or enlarge it with model.resize_token_embeddings(len(tokenizer))"
+                f"the {name} token has id {number}, but the model's vocabulary has {rows} rows: use the "
+                "tokenizer that belongs to the model, "
+                "or enlarge it with model.resize_token_embeddings(len(tokenizer))"
             )
     return int(pad), tuple(dict.fromkeys(int(end) for end in ends))
 
 
 def usable_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """How many rows of the output head stand for tokens; ``None`` if all do.
+    """Count the rows of the output head that stand for tokens; ``None`` if all do.
 
-    Vocabularies are often padded to a round number; the rows beyond the tokenizer's last id mean nothing, must
-    never be sampled, and have no share in a probability. Sampler and trainer both take this number.
+    Vocabularies are often padded to a round number; the rows beyond the tokenizer's last id mean nothing,
+    must never be sampled, and have no share in a probability. Sampler and trainer both take this number.
 
     Raises:
         UserError: the tokenizer knows ids that the model has no row for.
@@ -57,14 +58,15 @@ def usable_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     rows, tokens = int(model.get_output_embeddings().weight.shape[0]), _id_limit(tokenizer)
     if tokens > rows:
         raise UserError(
-            f"the tokenizer's ids go up to {tokens - 1}, the model's vocabulary {rows} rows: use the tokenizer that belongs "
-            "to the model, or enlarge it with model.resize_token_embeddings(len(tokenizer))"
+            f"the tokenizer's ids go up to {tokens - 1}, the model's vocabulary {rows} rows: use the "
+            "tokenizer that belongs to the model, "
+            "or enlarge it with model.resize_token_embeddings(len(tokenizer))"
         )
     return tokens if tokens < rows else None
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """The largest number of tokens in a sequence (prompt and response), ``None`` if the model states none."""
+    """Read how many tokens a sequence (prompt and response) can have; ``None`` if the model does not say."""
     value = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     return None if value is None else int(value)
 
@@ -73,7 +75,7 @@ _LIMITS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, int]] = WeakKeyDi
 
 
 def _id_limit(tokenizer: PreTrainedTokenizerBase) -> int:
-    """One more than the highest token id; remembered, because listing a large vocabulary is slow."""
+    """Return one more than the highest token id; remembered, because listing a large vocabulary is slow."""
     size, limit = _LIMITS.get(tokenizer, (-1, 0))
     if size != len(tokenizer):
         limit = max(tokenizer.get_vocab().values(), default=-1) + 1

@@ -17,7 +17,7 @@ from kedge.rollout.engine import Rollout, SamplingConfig
 from kedge.rollout.stop import StopStrings
 
 _DROP_BELOW = 0.75
-"""Finished rows leave once the live ones are fewer than this share of the batch: each time, the cache is copied."""
+"""Finished rows leave once the live ones are at most this share of the batch: each drop copies the cache."""
 
 
 class Batch:
@@ -83,7 +83,7 @@ class Batch:
         return self._packed(prompts, prompt_lengths, tokens, log_probs, lengths, finished)
 
     def _read(self, prompts: Sequence[Sequence[int]], lengths: Tensor) -> Tensor:
-        """The hidden state behind each prompt; prompts are padded on the left to end together."""
+        """Return the hidden state behind each prompt; prompts are padded on the left to end together."""
         width = max(map(len, prompts))
         ids = torch.tensor(
             [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=self.device
@@ -101,7 +101,7 @@ class Batch:
         return hidden
 
     def _extend(self, tokens: Tensor, before: Tensor, width: int, step: int) -> Tensor:
-        """The hidden state behind each response's newest token."""
+        """Return the hidden state behind each response's newest token."""
         columns = torch.arange(width + step + 1, device=self.device)
         output = self.backbone(
             input_ids=tokens[:, None],
@@ -114,7 +114,7 @@ class Batch:
         return hidden
 
     def _draw(self, hidden: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """A token for each row, with its log-probability."""
+        """Draw a token for each row, with its log-probability."""
         greedy = self.sampling.temperature == 0
         temperature = 1.0 if greedy else self.sampling.temperature
         logits = head_logits(hidden, self.head, temperature, self.head.weight.dtype)
@@ -131,7 +131,7 @@ class Batch:
         lengths: Tensor,
         finished: Tensor,
     ) -> Rollout:
-        """The finished batch without its padding."""
+        """Return the finished batch without its padding."""
         used = torch.arange(tokens.shape[1], device=self.device) < lengths[:, None]
         responses = tokens[used]
         groups = torch.arange(len(prompts), device=self.device)

@@ -14,9 +14,9 @@ _ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attentio
 class RolloutCache(Cache):
     """A cache for one prefill of the prompts and many steps of one token for each response.
 
-    Nothing is concatenated: after the prefill, ``expand`` allocates room for whole sequences, each step writes one
-    column, ``keep`` moves the rows that go on to the front. Layers with a sliding window keep all their keys too:
-    masks alone decide what is seen, so that one rule serves every attention.
+    Nothing is concatenated: after the prefill, ``expand`` allocates room for whole sequences, each step
+    writes one column, ``keep`` moves the rows that go on to the front. Layers with a sliding window keep
+    all their keys too: masks alone decide what is seen, so that one rule serves every attention.
 
     Args:
         capacity: tokens in the longest sequence, padding included.
@@ -91,6 +91,6 @@ def require_cacheable(model: PreTrainedModel) -> None:
     others = sorted(set(kinds) - _ATTENTION)
     if others or getattr(model, "_is_stateful", False):
         raise UserError(
-            f"{type(model).__name__} keeps {', '.join(others) or 'a recurrent state'} beside attention: in-process "
-            "rollouts work with attention alone; choose another architecture"
+            f"{type(model).__name__} keeps {', '.join(others) or 'a recurrent state'} beside attention: "
+            "in-process rollouts work with attention alone; choose another architecture"
         )

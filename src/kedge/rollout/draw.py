@@ -9,10 +9,11 @@ from torch import Tensor
 def draw(
     logits: Float[Tensor, "R V"], uniforms: Float[Tensor, " R"] | None
 ) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"]]:
-    """A token of each row, with its log-probability under softmax(logits).
+    """Draw a token of each row, with its log-probability under softmax(logits).
 
-    The token is the first whose cumulative probability reaches (1 − u) · total, with u uniform on [0, 1): exact to
-    float64, one random number a row, nothing sorted, and a token of probability zero is never drawn.
+    The token is the first whose cumulative probability reaches (1 − u) · total, with u uniform on [0, 1):
+    exact to float64, one random number a row, nothing sorted, and a token of probability zero is never
+    drawn.
 
     Args:
         logits: tempered already; −∞ forbids a token.

@@ -19,8 +19,8 @@ class SamplingConfig:
     Attributes:
         responses_per_prompt: G.
         max_new_tokens: length limit of a response, its end token included.
-        temperature: the policy sampled from is softmax(logits / temperature); 0 takes the most probable token,
-            and log-probabilities are then those at temperature 1.
+        temperature: the policy sampled from is softmax(logits / temperature); 0 takes the most probable
+            token, and log-probabilities are then those at temperature 1.
         stop: a response ends as soon as its text contains one of these strings; the tokens that complete the
             string stay in the response.
         min_new_tokens: end tokens cannot be drawn before this many others.
@@ -38,8 +38,8 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if self.responses_per_prompt < 1 or self.max_new_tokens < 1:
             raise UserError(
-                f"responses_per_prompt = {self.responses_per_prompt} and max_new_tokens = {self.max_new_tokens} "
-                "must be at least 1"
+                f"responses_per_prompt = {self.responses_per_prompt} and max_new_tokens = "
+                f"{self.max_new_tokens} must be at least 1"
             )
         if not 0 <= self.temperature < float("inf"):
             raise UserError(f"temperature = {self.temperature} must be 0 (greedy) or a positive number")
@@ -80,7 +80,7 @@ class Rollout:
     finished: Bool[Tensor, " R"]
 
     def sequences(self) -> tuple[Int[Tensor, " S"], Int[Tensor, " R"]]:
-        """Each response behind its prompt: S packed tokens and the length of each of the R sequences.
+        """Put each response behind its prompt: S packed tokens, and the length of each of the R sequences.
 
         >>> tokens, lengths = _example().sequences()
         >>> tokens.tolist(), lengths.tolist()
@@ -96,7 +96,7 @@ class Rollout:
         return tokens, lengths
 
     def predicting(self) -> Int[Tensor, " N"]:
-        """The position in ``sequences()`` whose hidden state predicts each response token: the one before it.
+        """Locate in ``sequences()`` the hidden state that predicts each response token: the one before it.
 
         >>> _example().predicting().tolist()
         [1, 4, 5]
@@ -107,7 +107,7 @@ class Rollout:
         return _ranges(starts + before - 1, self.response_lengths)
 
     def select(self, responses: Int[Tensor, " r"]) -> Rollout:
-        """The named responses, in that order, with the prompts that they need.
+        """Take the named responses, in that order, with the prompts that they need.
 
         Prompts keep their order and are numbered anew: prompt i of the result was prompt
         ``torch.unique(rollout.group[responses])[i]``.
@@ -132,11 +132,11 @@ class Rollout:
         )
 
     def to(self, device: torch.device | str) -> Rollout:
-        """The same rollout on another device."""
+        """Return the same rollout on another device."""
         return replace(self, **{name: value.to(device) for name, value in self.state().items()})
 
     def responses(self) -> list[list[int]]:
-        """The token ids of each response as a list.
+        """List the token ids of each response as a list.
 
         >>> _example().responses()
         [[1], [2, 3]]
@@ -145,17 +145,17 @@ class Rollout:
         return [part.tolist() for part in parts]
 
     def state(self) -> dict[str, Tensor]:
-        """Everything as a flat dictionary of tensors, for a checkpoint."""
+        """Return everything as a flat dictionary of tensors, for a checkpoint."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Rollout:
-        """The inverse of :meth:`state`."""
+        """Rebuild a rollout from :meth:`state`."""
         return cls(**{field.name: state[field.name] for field in fields(cls)})
 
 
 def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
-    """Several rollouts as one; prompts are numbered on from one to the next.
+    """Join several rollouts into one; prompts are numbered on from one to the next.
 
     >>> concatenate([_example(), _example()]).group.tolist()
     [0, 0, 1, 1]

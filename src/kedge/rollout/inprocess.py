@@ -29,10 +29,10 @@ def generate(
     """Draw G responses to each prompt from softmax(logits / temperature).
 
     Each prompt is read once for its G responses; finished rows leave the batch; the batch ends with its last
-    response. A token is drawn by inverting the cumulative distribution at one uniform number, and the numbers of
-    the whole rollout are drawn beforehand, so a response depends on the seed and its place alone, not on
-    ``batch_size``, padding, or when its neighbours end (up to rounding). Dropout is off; the model's mode is
-    restored.
+    response. A token is drawn by inverting the cumulative distribution at one uniform number, and the
+    numbers of the whole rollout are drawn beforehand, so a response depends on the seed and its place
+    alone, not on ``batch_size``, padding, or when its neighbours end (up to rounding). Dropout is off; the
+    model's mode is restored.
 
     Args:
         model: any causal language model with a key-value cache; the rollout is on its device.
@@ -43,7 +43,8 @@ def generate(
         batch_size: prompts at a time; all if not given.
 
     Returns:
-        R = B · G responses, those of a prompt together. ``sampler_log_probs`` are exact for the distribution drawn
+        R = B · G responses, those of a prompt together. ``sampler_log_probs`` are exact for the
+        distribution drawn
         from: tempered, over usable tokens, without end tokens while ``min_new_tokens`` forbids them.
 
     Raises:
@@ -98,11 +99,11 @@ def _check_prompts(
             raise UserError(f"prompt {index} is empty: a response needs at least one token before it")
         if not 0 <= min(prompt) <= max(prompt) < tokens:
             raise UserError(
-                f"prompt {index} holds token {min(prompt) if min(prompt) < 0 else max(prompt)}, but the vocabulary "
-                f"has {tokens}: encode it with the model's own tokenizer"
+                f"prompt {index} holds token {min(prompt) if min(prompt) < 0 else max(prompt)}, but the "
+                f"vocabulary has {tokens}: encode it with the model's own tokenizer"
             )
         if context is not None and len(prompt) + sampling.max_new_tokens > context:
             raise UserError(
-                f"prompt {index} has {len(prompt)} tokens; with max_new_tokens = {sampling.max_new_tokens} that exceeds "
-                f"the model's context of {context}: shorten the prompt or lower max_new_tokens"
+                f"prompt {index} has {len(prompt)} tokens; with max_new_tokens = {sampling.max_new_tokens} "
+                f"that exceeds the model's context of {context}: shorten the prompt or lower max_new_tokens"
             )

@@ -7,14 +7,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 _MARGIN = 4
-"""Tokens decoded beyond the longest stop string's bytes: some decoders treat the first tokens of a text apart."""
+"""Tokens decoded beyond the longest stop string's bytes: some decoders treat a text's first tokens apart."""
 
 
 class StopStrings:
     """Tell which responses have just completed a stop string.
 
-    Every token stands for at least one byte, so a string of n bytes that ends now lies within the last n tokens;
-    that tail alone is decoded, for the check alone.
+    Every token stands for at least one byte, so a string of n bytes that ends now lies within the last n
+    tokens; that tail alone is decoded, for the check alone.
 
     Args:
         tokenizer: decodes the tail, special tokens included.
