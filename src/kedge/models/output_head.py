@@ -6,7 +6,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from kedge.errors import UserError
-from kedge.head import Head
+from kedge.head import Anchor, Head
 from kedge.head.dense import head_logits
 from kedge.models.hidden import hidden_states
 from kedge.models.mode import evaluating
@@ -81,7 +81,7 @@ def verify_head(model: PreTrainedModel) -> None:
     with evaluating(model):
         theirs = model(input_ids=ids[None], use_cache=False).logits[0]
         hidden = hidden_states(model, ids, lengths)
-    ours = head_logits(hidden, head, temperature=1.0, dtype=torch.float64)
+    ours = head_logits(Anchor(hidden, head), temperature=1.0, dtype=torch.float64)
     difference = float(
         (ours.double() - theirs.double()).abs().max() / theirs.double().abs().max().clamp(min=1e-30)
     )

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kedge.head import Head
+from kedge.head import Anchor, Head
 from kedge.head.dense import head_logits
 from kedge.rollout.cache import RolloutCache
 from kedge.rollout.draw import draw
@@ -117,7 +117,7 @@ class Batch:
         """Draw a token for each row, with its log-probability."""
         greedy = self.sampling.temperature == 0
         temperature = 1.0 if greedy else self.sampling.temperature
-        logits = head_logits(hidden, self.head, temperature, self.head.weight.dtype)
+        logits = head_logits(Anchor(hidden, self.head), temperature, self.head.weight.dtype)
         if step < self.sampling.min_new_tokens:
             logits[:, self.ends] = -torch.inf
         return draw(logits, None if greedy else self.uniforms[rows, step])
