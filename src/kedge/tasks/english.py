@@ -36,14 +36,11 @@ def grammar(topic: str) -> Grammar:
 
 
 def _sentences() -> dict[str, Alternatives]:
+    """One clause, or two: joined by a conjunction, or as sentences of their own."""
     return {
-        "text": [(1.0, ("sentence", "more"))],
-        "more": [(0.65, ()), (0.35, ("sentence",))],
-        "sentence": [
-            (0.85, ("clause", "tail", ".")),
-            (0.15, ("opener", "clause", ",", "clause", ".")),
-        ],
-        "tail": [(0.8, ()), (0.2, ("link", "clause"))],
+        "text": [(0.88, ("clause", "ending")), (0.12, ("opener", "clause", ",", "clause", "."))],
+        "ending": [(0.75, (".", "more")), (0.25, ("link", "clause", "."))],
+        "more": [(0.6, ()), (0.4, ("clause", "."))],
         "clause": _determined("subject"),
         "opener": _uniform(lexicon.OPENERS),
         "link": _uniform(lexicon.LINKS),
@@ -51,16 +48,15 @@ def _sentences() -> dict[str, Alternatives]:
 
 
 def _noun_phrases() -> dict[str, Alternatives]:
-    """Subjects, objects, plain noun phrases; what follows the noun depends on which it is."""
+    """Noun phrases by role; what may follow a subject depends on its noun."""
     rules: dict[str, Alternatives] = {
         "simple": _determined("simple"),
         "person": _determined("person"),
-        "object": _determined("object"),
         "gap": _determined("gap"),
         "modifiers": [(0.45, ()), (0.43, ("adjective", "modifier")), (0.12, ("degree", "adjective"))],
         "modifier": [(0.75, ()), (0.25, ("adjective",))],
     }
-    for role in ("subject", "simple", "person", "object", "gap"):
+    for role in ("subject", "simple", "person", "gap"):
         rules[f"{role}.any"] = [(1.0, ("modifiers", f"{role}.noun.any"))]
         rules[f"{role}.noun.any"] = [(0.55, (f"{role}.noun.sg",)), (0.45, (f"{role}.noun.pl",))]
         for number in _NUMBERS:
@@ -70,8 +66,8 @@ def _noun_phrases() -> dict[str, Alternatives]:
         rules |= {
             f"subject.noun.{n}": [(0.7, (agent, f"after.{agent}")), (0.3, (thing, f"after.{thing}"))],
             f"after.{agent}": [
-                (0.78, (f"phrase.{agent}",)),
-                (0.14, (f"relative.{agent}", f"phrase.{agent}")),
+                (0.77, (f"phrase.{agent}",)),
+                (0.15, (f"relative.{agent}", f"phrase.{agent}")),
                 (0.08, ("and", "person", "phrase.agent.pl")),
             ],
             f"after.{thing}": [
@@ -80,12 +76,6 @@ def _noun_phrases() -> dict[str, Alternatives]:
             ],
             f"simple.noun.{n}": [(0.5, (agent,)), (0.5, (thing,))],
             f"person.noun.{n}": [(1.0, (agent,))],
-            f"object.noun.{n}": [
-                (0.5, (agent, f"aside.{agent}")),
-                (0.5, (thing, f"aside.{thing}")),
-            ],
-            f"aside.{agent}": [(0.9, ()), (0.1, (f"relative.{agent}",))],
-            f"aside.{thing}": [(0.9, ()), (0.1, (f"relative.{thing}",))],
             f"gap.noun.{n}": [(1.0, (agent, f"transitive.{n}"))],
             f"relative.{agent}": [(1.0, ("who", f"who.{n}"))],
             f"relative.{thing}": [(1.0, ("which", f"which.{n}"))],
@@ -116,7 +106,7 @@ def _verb_phrases() -> dict[str, Alternatives]:
         rules |= {
             f"phrase.agent.{n}": [
                 (0.4, (f"intransitive.{n}", "manner", "whereabouts")),
-                (0.4, (f"transitive.{n}", "object", "manner")),
+                (0.4, (f"transitive.{n}", "simple", "manner")),
                 (0.2, (f"copula.{n}", "qualities")),
             ],
             f"phrase.thing.{n}": [

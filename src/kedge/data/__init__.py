@@ -1,0 +1,20 @@
+"""Data: rows from files and datasets, prompts and examples as tokens, the order of a run."""
+
+from kedge.data.encode import encode_example, encode_prompt
+from kedge.data.load import load_rows
+from kedge.data.order import Order
+from kedge.data.rows import Row, Rows
+from kedge.data.template import Messages, Text, check_messages, format_rows
+
+__all__ = [
+    "Messages",
+    "Order",
+    "Row",
+    "Rows",
+    "Text",
+    "check_messages",
+    "encode_example",
+    "encode_prompt",
+    "format_rows",
+    "load_rows",
+]
