@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kedge.training import train as train
+    from kedge.api import train as train
 
 __version__ = "0.1.0"
 
@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"kedge.{name}")
     if name == "train":
-        return importlib.import_module("kedge.training").train
+        return importlib.import_module("kedge.api").train
     raise AttributeError(f"module 'kedge' has no attribute {name!r}")
 
 

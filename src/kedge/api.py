@@ -1,0 +1,185 @@
+"""``kedge.train``: a whole recipe from Python, or for the command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from kedge.errors import KedgeError, UserError
+from kedge.report import write_report
+from kedge.runs import RunDirectory, read_metrics, read_samples
+from kedge.runs.atomic import write_file
+from kedge.training.config import GrpoStage, Recipe, SftStage
+from kedge.training.progress import Progress, progress_for
+from kedge.training.recipe import load_recipe, validate_recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+RECIPE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage left behind."""
+
+    name: str
+    path: Path
+
+    @property
+    def metrics(self) -> list[dict[str, int | float]]:
+        """One row a step."""
+        return read_metrics(self.path)
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """Responses kept at evaluations."""
+        return read_samples(self.path)
+
+    @property
+    def model(self) -> Path:
+        """Folder of the final model, for ``AutoModelForCausalLM.from_pretrained``."""
+        return self.path / "model"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind: its folder, its stages by name, its report."""
+
+    path: Path
+    stages: dict[str, StageResult]
+    report: Path
+
+
+def train(
+    config: Recipe | Mapping[str, Any] | str | Path,
+    *,
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    reference: PreTrainedModel | None = None,
+    rewards: Sequence[Callable[..., Any]] | Mapping[str, Callable[..., Any]] | None = None,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Train a model by the stages of a recipe.
+
+    Args:
+        config: a recipe, the data of one, or a recipe's path.
+        model: the policy, trained in place; in place of the recipe's ``model``.
+        tokenizer: goes with ``model``.
+        reference: what GRPO stages are anchored to; a frozen copy of the policy as each stage finds it if
+            left out.
+        rewards: functions ``(prompts, completions, **columns) -> list[float | None]``, for stages without
+            ``rewards`` or by name.
+        progress: who is told; a bar on a terminal, plain lines elsewhere.
+
+    Returns:
+        What the run directory holds. The policy in memory is the last stage's.
+
+    Raises:
+        UserError: something given cannot be used.
+        RunError: the run failed or was interrupted; it is saved and goes on with ``resume=true``.
+
+    A recipe as a dictionary, objects in memory (see README for a whole example)::
+
+        result = kedge.train(config, model=model, tokenizer=tokenizer, rewards=[reward])
+        result.stages["grpo"].metrics[-1]["reward/mean"]
+    """
+    from kedge.training.interrupt import Interrupt
+    from kedge.training.resources import device_named, make_model
+    from kedge.training.stages import Materials
+
+    recipe = _recipe(config)
+    if (model is None) != (tokenizer is None):
+        raise UserError("model and tokenizer go together: give both or neither")
+    device = device_named(recipe.device)
+    root = _open_root(recipe)
+    progress = progress or progress_for()
+    if model is None or tokenizer is None:
+        model, tokenizer = make_model(recipe.model, recipe.seed, device)
+    materials = Materials(model.to(device), tokenizer, device, recipe.seed, rewards, reference)
+    try:
+        with Interrupt() as interrupt:
+            for index, stage in enumerate(recipe.stages):
+                _run_one(recipe, index, stage, root, materials, progress, interrupt)
+    finally:
+        progress.close()
+    stages = {stage.name: StageResult(stage.name, root / stage.name) for stage in recipe.stages}
+    report = write_report([result.path for result in stages.values()], root / "report.html")
+    return RunResult(root, stages, report)
+
+
+def _run_one(
+    recipe: Recipe,
+    index: int,
+    stage: SftStage | GrpoStage,
+    root: Path,
+    materials: Any,
+    progress: Progress,
+    interrupt: Any,
+) -> None:
+    """Run a stage unless it is finished; begin from the model of the stage that it starts from."""
+    from kedge.training.checkpoint import restore_weights
+    from kedge.training.stages import run_stage
+
+    path = root / stage.name
+    if (path / "model").is_symlink() and _steps_done(path) >= stage.steps:
+        if index == len(recipe.stages) - 1:
+            restore_weights(materials.model, path / "model")
+        return
+    if index > 0:
+        restore_weights(materials.model, root / (stage.start or recipe.stages[index - 1].name) / "model")
+    shared = {"recipe": recipe.name, "seed": recipe.seed, "model": recipe.model.model_dump(mode="json")}
+    config = {**shared, **stage.model_dump(mode="json")}
+    resume = recipe.resume and path.exists()
+    with RunDirectory.create(path, config, resume=resume, sinks=recipe.sinks) as run:
+        try:
+            run_stage(stage, materials, run, progress, interrupt)
+        except KedgeError as error:
+            run.log(_with_cause(error))
+            raise
+        except Exception as error:
+            run.log(_with_cause(error))
+            raise
+
+
+def _with_cause(error: BaseException) -> str:
+    import traceback
+
+    return "".join(traceback.format_exception(error))
+
+
+def _recipe(config: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
+    if isinstance(config, Recipe):
+        return config
+    return validate_recipe(config) if isinstance(config, Mapping) else load_recipe(config)
+
+
+def _open_root(recipe: Recipe) -> Path:
+    """Make the run's folder, or take up the one that is there."""
+    root = Path(recipe.directory)
+    if root.exists() and not recipe.resume:
+        raise UserError(
+            f"{root}: this run exists already; go on with it by resume=true, or write to another folder with out=…"
+        )
+    if root.exists() and root.is_dir() and any(root.iterdir()) and not (root / RECIPE).exists():
+        raise UserError(f"{root}: is no run of Kedge (it has no {RECIPE}); give another folder with out=…")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{root}: cannot be made ({error.strerror}); give another folder with out=…") from None
+    text = yaml.safe_dump(json.loads(json.dumps(recipe.dump())), sort_keys=False, allow_unicode=True, width=110)
+    try:
+        write_file(root / RECIPE, text.encode())
+    except (OSError, KedgeError) as error:
+        raise UserError(f"{root}: cannot be written ({error}); give another folder with out=…") from None
+    return root
+
+
+def _steps_done(path: Path) -> int:
+    rows = read_metrics(path)
+    return int(rows[-1]["step"]) if rows else 0

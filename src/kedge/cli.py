@@ -1,0 +1,160 @@
+"""The command: ``kedge train``, ``report``, ``recipes``, ``certify``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kedge import __version__
+from kedge.errors import KedgeError, UserError
+
+EXAMPLES = """examples:
+  kedge recipes                                     what ships with Kedge
+  kedge train prose                                 train by a recipe that ships
+  kedge train my.yaml seed=1 stages.grpo.steps=50   your own, with overrides
+  kedge train my.yaml resume=true                   go on where it stopped
+  kedge report runs/prose                           one self-contained page
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0: done, 1: failed while running, 2: something given cannot be used, 130: interrupted."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except UserError as error:
+        print(f"kedge: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KedgeError as error:
+        print(f"kedge: {error}", file=sys.stderr)  # noqa: T201
+        return 130 if type(error).__name__ == "Interrupted" else 1
+    except KeyboardInterrupt:
+        print("kedge: stopped at once; resume=true goes on from the last checkpoint", file=sys.stderr)  # noqa: T201
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kedge",
+        description="Train language models by reinforcement learning on an exact KL anchor.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"kedge {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    train = commands.add_parser("train", help="train by a recipe", description="Train by a recipe.")
+    train.add_argument("recipe", help="a YAML file, or the name of a recipe that ships (see `kedge recipes`)")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. seed=1, stages.grpo.steps=50")
+    train.add_argument("--dry-run", action="store_true", help="print the resolved recipe with derived sizes; run nothing")
+    train.set_defaults(run=_train)
+
+    report = commands.add_parser("report", help="write one page about runs", description="Write one self-contained page.")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, or a folder of stages")
+    report.add_argument("--out", help="the page; RUN/report.html when left out")
+    report.set_defaults(run=_report)
+
+    recipes = commands.add_parser("recipes", help="recipes that ship with Kedge", description="List, show or copy recipes.")
+    recipes.add_argument("action", nargs="?", choices=["show", "copy"], help="left out: list them")
+    recipes.add_argument("name", nargs="?", help="which one")
+    recipes.set_defaults(run=_recipes)
+
+    certify = commands.add_parser(
+        "certify",
+        help="prove every KL value and gradient on this installation",
+        description="Compare every value and expected gradient of the anchor with enumeration.",
+    )
+    certify.add_argument("--device", default="cpu", help="a PyTorch device (default cpu)")
+    certify.add_argument("--dtype", default="float64", choices=["float64", "float32"], help="default float64")
+    certify.set_defaults(run=_certify)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    from kedge.training.recipe import load_recipe
+
+    for item in options.overrides:
+        if "=" not in item:
+            raise UserError(f"{item!r} is no override: write key=value, for example seed=1")
+    recipe = load_recipe(_recipe_path(options.recipe), options.overrides)
+    if options.dry_run:
+        from kedge.training.dry_run import print_plan
+
+        print_plan(recipe)
+        return 0
+    from kedge.api import train
+    from kedge.report import print_comparison
+
+    _quiet_libraries()
+    result = train(recipe)
+    print_comparison([stage.path for stage in result.stages.values()])
+    print(f"report: {result.report}")  # noqa: T201
+    return 0
+
+
+def _quiet_libraries() -> None:
+    """Keep other libraries' notices off the screen; their errors still come as exceptions."""
+    import logging
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("transformers", "datasets", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from kedge.report import print_comparison, write_report
+
+    runs = [Path(run) for run in options.runs]
+    out = Path(options.out) if options.out else runs[0] / "report.html"
+    path = write_report(runs, out)
+    print_comparison(runs)
+    print(f"report: {path}")  # noqa: T201
+    return 0
+
+
+def _recipes(options: argparse.Namespace) -> int:
+    from kedge import recipes
+
+    if options.action is None:
+        width = max(map(len, recipes.names()))
+        for name in recipes.names():
+            print(f"{name:<{width}}  {recipes.caption(name)}")  # noqa: T201
+        print("\nkedge recipes show NAME · kedge recipes copy NAME · kedge train NAME")  # noqa: T201
+        return 0
+    if options.name is None:
+        raise UserError(f"kedge recipes {options.action}: which one? There are: {', '.join(recipes.names())}")
+    if options.action == "show":
+        print(recipes.path(options.name).read_text(encoding="utf-8"), end="")  # noqa: T201
+        return 0
+    print(f"written: {recipes.copy(options.name, Path.cwd())}")  # noqa: T201
+    return 0
+
+
+def _recipe_path(given: str) -> Path:
+    """Take a file as it is; a bare name without a file is a recipe that ships."""
+    from kedge import recipes
+
+    path = Path(given)
+    if path.exists() or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        return path
+    return recipes.path(given)
+
+
+def _certify(options: argparse.Namespace) -> int:
+    from kedge.certify import print_table, run
+    from kedge.training.resources import DTYPES, device_named
+
+    claims = run(device=str(device_named(options.device)), dtype=DTYPES[options.dtype])
+    print_table(claims)
+    return 0 if all(claim.passed for claim in claims) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

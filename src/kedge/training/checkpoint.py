@@ -1,0 +1,138 @@
+"""Checkpoints: a folder each, whole or not there at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kedge.errors import RunError
+from kedge.models import save_model
+from kedge.runs import atomic_directory, load_state, save_state
+
+_NAME = re.compile(r"step-(\d{6,})(?:\.update-(\d{3,}))?")
+
+
+@dataclass(frozen=True, order=True)
+class Moment:
+    """When a checkpoint was taken: ``step`` steps done, and inside the next one ``update`` updates (None: none begun)."""
+
+    step: int
+    update: int = -1
+
+    @property
+    def name(self) -> str:
+        """Folder name: ``step-000120``, or ``step-000120.update-002`` inside a step, with rollouts in hand."""
+        return f"step-{self.step:06d}" + (f".update-{self.update:03d}" if self.update >= 0 else "")
+
+    @classmethod
+    def parse(cls, name: str) -> Moment | None:
+        """Read a folder name; None if it is not a checkpoint's.
+
+        >>> Moment.parse(Moment(120, 2).name)
+        Moment(step=120, update=2)
+        """
+        match = _NAME.fullmatch(name)
+        if match is None:
+            return None
+        return cls(int(match[1]), int(match[2]) if match[2] is not None else -1)
+
+
+class Checkpoints:
+    """The checkpoints of one stage: ``step-…`` folders with ``model/`` and the state of training beside it.
+
+    ``best`` and, at the end, ``model`` in the run directory are links to what they name.
+    """
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self.directory = directory
+        self.keep = keep
+
+    def moments(self) -> list[Moment]:
+        """Complete checkpoints, oldest first."""
+        if not self.directory.is_dir():
+            return []
+        found = (Moment.parse(entry.name) for entry in self.directory.iterdir() if entry.is_dir())
+        return sorted(moment for moment in found if moment is not None)
+
+    def path(self, moment: Moment) -> Path:
+        """Folder of a checkpoint."""
+        return self.directory / moment.name
+
+    def save(
+        self, moment: Moment, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, state: dict[str, Any]
+    ) -> None:
+        """Write a checkpoint, then remove what is no longer kept."""
+        target = self.path(moment)
+        if target.exists():
+            return
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with atomic_directory(target) as scratch:
+                save_model(model, tokenizer, scratch / "model")
+                save_state(scratch, state)
+        except OSError as error:
+            raise RunError(
+                f"{target}: the checkpoint could not be written ({error.strerror or error}); the earlier ones are "
+                "whole. Make room or give another `out`, and go on with resume=true"
+            ) from error
+        self._prune()
+
+    def mark_best(self, moment: Moment) -> None:
+        """Let ``best`` point at a checkpoint."""
+        _link(self.directory / "best", moment.name)
+
+    def best(self) -> Moment | None:
+        """The checkpoint that ``best`` points at."""
+        link = self.directory / "best"
+        return Moment.parse(os.readlink(link)) if link.is_symlink() else None
+
+    def load(self, moment: Moment) -> dict[str, Any]:
+        """Read the state of training."""
+        return load_state(self.path(moment))
+
+    def _prune(self) -> None:
+        moments = self.moments()
+        kept = {*moments[-self.keep :], self.best()}
+        for moment in moments:
+            if moment not in kept:
+                shutil.rmtree(self.path(moment))
+
+
+def link_final_model(stage_directory: Path, moment: Moment) -> None:
+    """Let ``model`` in a stage's folder point at the model of its last checkpoint."""
+    _link(stage_directory / "model", f"checkpoints/{moment.name}/model")
+
+
+def _link(link: Path, target: str) -> None:
+    """Point a link at a relative target, replacing an older link in one move."""
+    scratch = link.with_name(link.name + ".new")
+    scratch.unlink(missing_ok=True)
+    scratch.symlink_to(target)
+    os.replace(scratch, link)
+
+
+def restore_weights(model: PreTrainedModel, directory: Path) -> None:
+    """Load saved weights into a model in memory, bit for bit."""
+    from safetensors import safe_open
+
+    state = model.state_dict()
+    tied = set(model.state_dict(keep_vars=True)) - {name for name, _ in model.named_parameters()}
+    missing = set(state)
+    files = sorted(directory.glob("*.safetensors"))
+    with torch.no_grad():
+        for file in files:
+            with safe_open(str(file), framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (not a mapping)
+                    state[name].copy_(opened.get_tensor(name))
+                    missing.discard(name)
+    pointers = {state[name].data_ptr() for name in set(state) - missing}
+    lost = [name for name in missing if state[name].data_ptr() not in pointers and name not in tied]
+    if lost or not files:
+        raise RunError(f"{directory}: weights are missing from the checkpoint: {', '.join(sorted(lost)) or 'all'}")

@@ -1,0 +1,208 @@
+"""Rolling out: prompts in, rewarded responses out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kedge.data import Order
+from kedge.rewards import RewardSet
+from kedge.rollout import Rollout, SamplingConfig, concatenate, generate
+from kedge.training.prompts import Prompts
+from kedge.training.seeds import generator
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Responses, the rows of data that their prompts are (by ``rollout.group``), and their rewards."""
+
+    rollout: Rollout
+    rows: list[int]
+    rewards: dict[str, Float[Tensor, " R"]] = field(default_factory=dict)
+
+    def state(self) -> dict[str, Any]:
+        """Give it as a tree of tensors and numbers."""
+        return {"rollout": self.rollout.state(), "rows": self.rows, "rewards": self.rewards}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Batch:
+        """Restore ``state``."""
+        return cls(Rollout.from_state(state["rollout"]), state["rows"], state["rewards"])
+
+    @property
+    def response_rows(self) -> list[int]:
+        """The row of data that each response answers."""
+        return [self.rows[group] for group in self.rollout.group.tolist()]
+
+    def groups(self, chosen: Sequence[int]) -> Batch:
+        """Take the responses of some prompts."""
+        responses = torch.cat([torch.nonzero(self.rollout.group == g).flatten() for g in chosen])
+        return Batch(
+            self.rollout.select(responses),
+            [self.rows[g] for g in chosen],
+            {name: values[responses] for name, values in self.rewards.items()},
+        )
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """Put batches behind one another."""
+    if len(batches) == 1:
+        return batches[0]
+    return Batch(
+        concatenate([batch.rollout for batch in batches]),
+        [row for batch in batches for row in batch.rows],
+        {name: torch.cat([batch.rewards[name] for batch in batches]) for name in batches[0].rewards},
+    )
+
+
+@dataclass
+class Collector:
+    """Draws prompts in order, lets the policy answer, has the answers rewarded."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    prompts: Prompts
+    rewards: RewardSet
+    sampling: SamplingConfig
+    prompts_per_step: int
+    resample_equal_groups: int
+    seed: int
+    order: Order = field(init=False)
+    position: int = 0
+    kept: list[Batch] = field(default_factory=list)
+    """Rewarded groups of the step at hand, while others are drawn again."""
+    attempt: int = 0
+    unrewarded: Batch | None = None
+    """Responses whose rewards are not known yet; if those fail they are saved and rewarded first on resume."""
+
+    def __post_init__(self) -> None:
+        self.order = Order(len(self.prompts), self.seed)
+
+    def collect(self, step: int) -> tuple[Batch, dict[str, float]]:
+        """Give one step's batch, replacing groups with equal rewards as often as asked, and its metrics."""
+        rolling = 0.0
+        while (missing := self.prompts_per_step - sum(len(batch.rows) for batch in self.kept)) > 0:
+            started = time.perf_counter()
+            if self.unrewarded is None:
+                self.unrewarded = self._roll_out(missing, step)
+            rolling += time.perf_counter() - started
+            self._keep(reward(self.unrewarded, self.prompts, self.rewards, self.tokenizer))
+            self.unrewarded = None
+        metrics = {"seconds/rollout": rolling}
+        if self.resample_equal_groups:
+            metrics["rollout/times_resampled"] = float(self.attempt - 1)
+        batch = join(self.kept)
+        self.kept, self.attempt = [], 0
+        return batch, metrics
+
+    def _keep(self, batch: Batch) -> None:
+        """Keep the groups that teach something; all of them once the attempts are used up."""
+        self.attempt += 1
+        if self.attempt <= self.resample_equal_groups:
+            equal = equal_groups(batch.rewards["total"], batch.rollout.group, len(batch.rows))
+            chosen = torch.nonzero(~equal).flatten().tolist()
+            if not chosen:
+                return
+            batch = batch.groups(chosen)
+        self.kept.append(batch)
+
+    def _roll_out(self, count: int, step: int) -> Batch:
+        rows = [self.order[self.position + offset] for offset in range(count)]
+        self.position += count
+        tokens = [self.prompts.tokens[row] for row in rows]
+        draw = generator(self.seed, "rollout", step, self.attempt, device=self.model.device)
+        return Batch(generate(self.model, self.tokenizer, tokens, self.sampling, draw), rows)
+
+    @property
+    def in_hand(self) -> bool:
+        """Whether responses of an unfinished step are held."""
+        return self.unrewarded is not None or bool(self.kept)
+
+    def state(self) -> dict[str, Any]:
+        """Give the position in the data and the responses in hand."""
+        return {
+            "position": self.position,
+            "attempt": self.attempt,
+            "kept": [batch.state() for batch in self.kept],
+            "unrewarded": self.unrewarded.state() if self.unrewarded is not None else None,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up ``state``."""
+        self.position, self.attempt = state["position"], state["attempt"]
+        self.kept = [Batch.from_state(item) for item in state["kept"]]
+        hand = state["unrewarded"]
+        self.unrewarded = Batch.from_state(hand) if hand is not None else None
+
+
+def reward(batch: Batch, prompts: Prompts, rewards: RewardSet, tokenizer: PreTrainedTokenizerBase) -> Batch:
+    """Have a batch rewarded: functions see prompts and completions as text, or as messages where prompts are."""
+    rows = batch.response_rows
+    completions = decode(batch.rollout, tokenizer)
+    result = rewards.score(
+        [prompts.shown[row] for row in rows],
+        [prompts.as_completion(row, text) for row, text in zip(rows, completions, strict=True)],
+        prompts.columns(rows),
+    )
+    device = batch.rollout.response_tokens.device
+    by_name = {name: torch.as_tensor(values).to(device) for name, values in result.by_name.items()}
+    return Batch(batch.rollout, batch.rows, {"total": torch.as_tensor(result.total).to(device), **by_name})
+
+
+def decode(rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Responses as text, without special tokens."""
+    return [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in rollout.responses()]
+
+
+def equal_groups(total: Float[Tensor, " R"], group: Tensor, count: int) -> Bool[Tensor, " B"]:
+    """Groups from which nothing can be learnt: all scorable rewards equal, or fewer than two.
+
+    >>> equal_groups(torch.tensor([1.0, 1.0, 0.0, 1.0]), torch.tensor([0, 0, 1, 1]), 2).tolist()
+    [True, False]
+    """
+    flags = []
+    for index in range(count):
+        values = total[group == index]
+        values = values[~values.isnan()]
+        flags.append(len(values) < 2 or bool((values == values[0]).all()))
+    return torch.tensor(flags)
+
+
+def describe(
+    rollout: Rollout,
+    rows: Sequence[int],
+    rewards: Mapping[str, Float[Tensor, " R"]],
+    prompts: Prompts,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[dict[str, Any]]:
+    """Responses as rows for samples.jsonl, ``rows`` naming each one's prompt.
+
+    The text of a token alone is for looking at: put together, they are not always the completion's text.
+    """
+    found = []
+    for index, (tokens, text) in enumerate(zip(rollout.responses(), decode(rollout, tokenizer), strict=True)):
+        values = {name: _number(value[index]) for name, value in rewards.items()}
+        found.append(
+            {
+                "prompt": prompts.shown[rows[index]],
+                "completion": text,
+                "tokens": [str(tokenizer.decode([token])) for token in tokens],
+                "reward": values.pop("total"),
+                "rewards": values,
+                "finished": bool(rollout.finished[index]),
+            }
+        )
+    return found
+
+
+def _number(value: Tensor) -> float | None:
+    number = float(value)
+    return None if math.isnan(number) else number

@@ -1,0 +1,62 @@
+"""``--dry-run``: the resolved recipe with the sizes that follow from it, nothing run."""
+
+from __future__ import annotations
+
+import json
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from kedge.training.config import GrpoStage, Recipe, SftStage
+
+
+def derived_sizes(stage: SftStage | GrpoStage) -> list[tuple[str, str]]:
+    """Give the sizes that a stage's settings amount to, with units.
+
+    >>> from kedge.training.recipe import parse_recipe
+    >>> recipe = parse_recipe(\"\"\"
+    ... name: example
+    ... stages:
+    ... - {name: sft, method: sft, steps: 10, batch_size: 32, data: {task: sums}, compute: {micro_batch: 8}}
+    ... \"\"\")
+    >>> derived_sizes(recipe.stages[0])[0]
+    ('examples a step', '32 (in 4 micro-batches of up to 8)')
+    """
+    micro = stage.compute.micro_batch
+    if isinstance(stage, SftStage):
+        passes = -(-stage.batch_size // micro)
+        return [
+            ("examples a step", f"{stage.batch_size} (in {passes} micro-batches of up to {micro})"),
+            ("examples in all", f"{stage.batch_size * stage.steps:,}"),
+        ]
+    responses, rollout = stage.responses_per_step, stage.rollout
+    update = responses // stage.minibatches
+    controller = stage.anchor.controller
+    hold = {"fixed": "β fixed at {beta:g}", "adaptive": "β adapted to {target:g} {unit}"}
+    text = hold.get(controller.kind, "β solved for a budget of {budget:g} {unit}").format(**controller.model_dump())
+    return [
+        (
+            "responses a step",
+            f"{responses} ({rollout.prompts_per_step} prompts × {rollout.responses_per_prompt} responses)",
+        ),
+        ("updates a step", f"{stage.updates_per_step} ({stage.epochs} epochs × {stage.minibatches} minibatches)"),
+        ("responses an update", f"{update} (in {-(-update // micro)} micro-batches of up to {micro})"),
+        ("tokens a step, at most", f"{responses * rollout.max_new_tokens:,} in responses"),
+        ("responses in all", f"{responses * stage.steps:,}"),
+        ("anchor", f"{stage.anchor.measure} KL in the {stage.anchor.placement}, gradient {stage.anchor.gradient}; {text}"),
+    ]
+
+
+def print_plan(recipe: Recipe) -> None:
+    """Print the resolved recipe on standard output."""
+    console = Console(highlight=False, soft_wrap=True)
+    data = json.loads(json.dumps({**recipe.dump(), "out": recipe.directory}))
+    console.print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110), markup=False)
+    table = Table(title="what this amounts to", title_justify="left", box=None, pad_edge=False)
+    for name in ("stage", "what", "size"):
+        table.add_column(name)
+    for stage in recipe.stages:
+        for index, (what, size) in enumerate([("steps", f"{stage.steps:,}"), *derived_sizes(stage)]):
+            table.add_row(f"{stage.name} ({stage.method})" if index == 0 else "", what, size)
+    console.print(table)

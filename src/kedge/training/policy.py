@@ -1,0 +1,249 @@
+"""Policy optimisation: roll out, score the anchors, rewards, advantages, epochs of micro-batches, β, record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kedge.divergence import k3
+from kedge.head import Head, reduce
+from kedge.objective import Controller, PolicyLoss, TokenInputs, aggregation_weights, masked_mean
+from kedge.training.checkpoint import Moment
+from kedge.training.checks import start_of_run
+from kedge.training.collect import Collector, describe
+from kedge.training.config import GrpoStage
+from kedge.training.evaluation import PolicyEvaluator
+from kedge.training.experience import Experience
+from kedge.training.gather import Gatherer
+from kedge.training.loop import Evaluation, Metrics, Session
+from kedge.training.measures import MEASURED, policy_metrics
+from kedge.training.scoring import Scorer, parts
+from kedge.training.seeds import generator
+
+
+@dataclass
+class PolicyWork:
+    """The steps of GRPO and what is carried from one to the next."""
+
+    session: Session
+    stage: GrpoStage
+    reference: PreTrainedModel
+    scorer: Scorer
+    collector: Collector
+    controller: Controller
+    evaluator: PolicyEvaluator | None
+    gatherer: Gatherer = field(init=False)
+    experience: Experience | None = None
+    metrics: Metrics = field(default_factory=dict)
+    updates: list[Metrics] = field(default_factory=list)
+    old_head: Head | None = None
+
+    def __post_init__(self) -> None:
+        self.gatherer = Gatherer(self.stage, self.session.model, self.reference, self.scorer, self.collector)
+
+    def step(self, step: int) -> Metrics:
+        """Roll out, update ``epochs × minibatches`` times, let the controller set the next β."""
+        if self.experience is None:
+            self.experience, self.metrics = self.gatherer.gather(step, self.loss())
+            if step == 0:
+                self.metrics |= start_of_run(self.session, self.reference, self.scorer, self.experience.rollout)
+            if self.stage.old_kl_limit is not None:
+                self.old_head = self.scorer.head(self.session.model).snapshot()
+        started = time.perf_counter()
+        while len(self.updates) < self.stage.updates_per_step:
+            self.session.interrupt.check()
+            if not self._update(step, self.experience):
+                break
+        return self._finish(self.experience, time.perf_counter() - started)
+
+    def loss(self) -> PolicyLoss:
+        """The objective at the present β."""
+        return PolicyLoss(
+            trust_region=self.stage.trust_region.build(),
+            anchor=self.stage.anchor.build(),
+            beta=self.controller.beta,
+            entropy_coefficient=self.stage.entropy_bonus,
+        )
+
+    def _update(self, step: int, experience: Experience) -> bool:
+        """Do the next update; False if KL(old‖policy) has passed its limit."""
+        batch = experience.select(self._minibatch(step, len(experience.rollout.group)))
+        found: Metrics = {}
+
+        def accumulate() -> float | None:
+            loss, scores, inputs = self._gradients(batch)
+            found.update(self._measure(batch, scores, inputs))
+            limit = self.stage.old_kl_limit
+            return None if limit is not None and found["kl/old_policy/exact"] > limit else loss
+
+        applied = self.session.updater.update(step, accumulate)
+        if applied is None:
+            self.metrics["kl/old_policy/exact"] = found["kl/old_policy/exact"]
+            return False
+        if self.session.updater.skipped_in_a_row:
+            collector = self.collector
+            rows = describe(
+                batch.rollout, batch.rows.tolist(), batch.rewards, collector.prompts, collector.tokenizer
+            )
+            self.session.run.samples([{"step": step, "kind": "skipped", **row} for row in rows])
+        self.updates.append({**found, **applied})
+        return True
+
+    def _minibatch(self, step: int, responses: int) -> Tensor:
+        """Responses of the next update: a fresh permutation each epoch, the same whenever it is asked for."""
+        epoch, index = divmod(len(self.updates), self.stage.minibatches)
+        if self.stage.minibatches == 1:
+            return torch.arange(responses, device=self.session.device)
+        order = torch.randperm(responses, generator=generator(self.session.seed, "minibatches", step, epoch))
+        return order.chunk(self.stage.minibatches)[index].to(self.session.device)
+
+    def _gradients(self, batch: Experience) -> tuple[float, dict[str, Tensor], TokenInputs]:
+        """Add up the gradients of one update over its micro-batches; give its loss and scores."""
+        loss = self.loss()
+        inputs = self._inputs(batch, loss)
+        want = loss.want() | self._measured()
+        head = self.scorer.head(self.session.model)
+        total, found = 0.0, []
+        for rows, part in parts(batch.rollout, self.stage.compute.micro_batch):
+            here = inputs.rows(rows)
+            value, scores = reduce(
+                self.scorer.hidden(self.session.model, part),
+                head,
+                part.response_tokens,
+                lambda scores, rows, here=here: loss(scores, here.rows(rows)),
+                anchors=self._anchors(batch, rows),
+                want=want,
+                temperature=self.scorer.temperature,
+                chunk_rows=self.stage.compute.head_chunk_rows,
+            )
+            torch.autograd.backward(value)
+            total += float(value.detach())
+            found.append(scores)
+        return total, {name: torch.cat([scores[name] for scores in found]) for name in want}, inputs
+
+    def _measured(self) -> frozenset[str]:
+        """Head outputs that are measured whatever the loss is."""
+        limited = frozenset({"old.forward_kl"}) if self.stage.old_kl_limit is not None else frozenset[str]()
+        return limited if self.gatherer.needs_old_pass(self.loss()) else MEASURED
+
+    def _anchors(self, batch: Experience, rows: slice) -> dict[str, tuple[Tensor, Head]]:
+        anchors = {"reference": (batch.reference_hidden[rows], self.scorer.head(self.reference))}
+        if batch.old_hidden is not None and self.old_head is not None:
+            anchors["old"] = (batch.old_hidden[rows], self.old_head)
+        return anchors
+
+    def _inputs(self, batch: Experience, loss: PolicyLoss) -> TokenInputs:
+        """What the objective needs to know of each token before the head is run."""
+        rollout = batch.rollout
+        lengths, mask = rollout.response_lengths, rollout.mask
+        mode = self.stage.aggregation
+        learn = mask & batch.learn.repeat_interleave(lengths)
+        per_token = self.stage.anchor.unit == "nats/token"
+        inputs = TokenInputs(
+            advantages=batch.advantages,
+            weights=aggregation_weights(
+                lengths,
+                learn,
+                mode.mode,
+                constant_length=(mode.constant_length or self.stage.rollout.max_new_tokens)
+                if mode.mode == "constant"
+                else None,
+            ),
+            anchor_weights=aggregation_weights(lengths, mask, "token_mean")
+            if per_token
+            else aggregation_weights(lengths, mask, "constant", constant_length=1),
+            behaviour_log_probs=batch.old_log_probs,
+            correction=batch.correction,
+        )
+        if not loss.statistics():
+            return loss.prepare(inputs, lengths, rollout.group, {})
+        first = not self.updates and batch.statistics is not None
+        return loss.prepare(inputs, lengths, rollout.group, batch.statistics if first else self._statistics(batch, loss))
+
+    def _statistics(self, batch: Experience, loss: PolicyLoss) -> Mapping[str, Tensor]:
+        """A pass without gradients over whole responses, for what a token's loss needs to know of the others."""
+        hidden = self.scorer.hidden_in_parts(self.session.model, batch.rollout)
+        head = self.scorer.head(self.session.model)
+        anchors = self._anchors(batch, slice(None))
+        return self.scorer.scores(hidden, head, batch.rollout, anchors, loss.statistics())
+
+    def _measure(self, batch: Experience, scores: Mapping[str, Tensor], inputs: TokenInputs) -> Metrics:
+        """Figures of one update, from the policy as it was before it."""
+        rollout = batch.rollout
+        used = max(1, int((inputs.weights != 0).sum()))
+        metrics = {name: float(value) / used for name, value in self.loss().metrics(scores, inputs).items()}
+        if scores.keys() >= MEASURED:
+            metrics |= policy_metrics(scores, rollout)
+        if "old.forward_kl" in scores:
+            metrics["kl/old_policy/exact"] = float(masked_mean(scores["old.forward_kl"], rollout.mask))
+        if batch.old_log_probs is not None:
+            moved = k3(batch.old_log_probs, scores["log_prob"])
+            metrics["kl/old_policy/k3"] = float(masked_mean(moved, rollout.mask))
+        if not self.updates:
+            mismatch = k3(rollout.sampler_log_probs, scores["log_prob"])
+            metrics["kl/sampler_policy/k3"] = float(masked_mean(mismatch, rollout.mask))
+        return metrics
+
+    def _finish(self, experience: Experience, seconds: float) -> Metrics:
+        """Sum the step up, move β, forget the responses."""
+        metrics = {**self.metrics, "seconds/update": seconds, "trust_region/updates": float(len(self.updates))}
+        for name in dict.fromkeys(name for update in self.updates for name in update):
+            values = [update[name] for update in self.updates if name in update]
+            latest = name.startswith("kl/old_policy") or name == "learning_rate"
+            metrics.setdefault(name, values[-1] if latest else sum(values) / len(values))
+        metrics |= {"anchor/beta": self.controller.beta, **self._budget()}
+        per_response = self.controller.unit == "nats/response"
+        name = "kl/policy_reference/exact_per_response" if per_response else "kl/policy_reference/exact"
+        self.controller.update(metrics[name], responses=len(experience.rollout.group))
+        tokens = float(experience.rollout.response_lengths.sum())
+        spent = seconds + metrics["seconds/score"] + metrics["seconds/rollout"]
+        metrics["tokens_per_second"] = tokens / spent
+        self.experience, self.old_head, self.updates, self.metrics = None, None, [], {}
+        return metrics
+
+    def _budget(self) -> Metrics:
+        controller = self.stage.anchor.controller
+        if controller.kind == "fixed":
+            return {}
+        value = controller.budget if controller.kind == "budget" else controller.target
+        return {"anchor/budget" if controller.unit == "nats/token" else "anchor/budget_per_response": value}
+
+    def evaluation_due(self, step: int) -> bool:
+        """Every n steps."""
+        return self.stage.evaluation is not None and step % self.stage.evaluation.every == 0
+
+    def evaluate(self, step: int) -> Evaluation | None:
+        """Held-out prompts."""
+        return self.evaluator.evaluate(step) if self.evaluator is not None else None
+
+    def moment(self, step: int) -> Moment:
+        """Inside a step once its responses are in hand."""
+        in_hand = self.experience is not None or self.collector.in_hand
+        return Moment(step, len(self.updates) if in_hand else -1)
+
+    def state(self) -> dict[str, Any]:
+        """Controller, data position, and the responses in hand with the updates done on them."""
+        return {
+            "collector": self.collector.state(),
+            "controller": self.controller.state_dict(),
+            "experience": self.experience.state() if self.experience is not None else None,
+            "metrics": self.metrics,
+            "updates": self.updates,
+            "old_head": {"weight": self.old_head.weight, "bias": self.old_head.bias} if self.old_head else None,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up ``state``."""
+        self.collector.restore(state["collector"])
+        self.controller.load_state_dict(state["controller"])
+        experience = state["experience"]
+        self.experience = Experience.from_state(experience, self.session.device) if experience else None
+        self.metrics, self.updates = state["metrics"], state["updates"]
+        if state["old_head"] is not None:
+            self.old_head = replace(self.scorer.head(self.session.model), **state["old_head"])

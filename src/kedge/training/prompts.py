@@ -1,0 +1,48 @@
+"""Prompts, encoded once, before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from kedge.data import Rows, encode_prompt
+from kedge.errors import UserError
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts as token ids, as reward functions see them, and the other columns of their rows."""
+
+    tokens: list[list[int]]
+    shown: list[Any]
+    rows: list[dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def as_completion(self, row: int, text: str) -> Any:
+        """Give a completion in the prompt's kind: text for text, a list of one message for messages."""
+        return [{"role": "assistant", "content": text}] if isinstance(self.shown[row], list) else text
+
+    def columns(self, rows: Sequence[int]) -> dict[str, list[Any]]:
+        """Columns of some rows, but prompt and completion, for the reward functions."""
+        names = [name for name in self.rows[0] if name not in ("prompt", "completion", "completions", "prompts")]
+        return {name: [self.rows[row].get(name) for row in rows] for name in names}
+
+
+def encode_prompts(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, context: int | None, max_new_tokens: int
+) -> Prompts:
+    """Encode prompts; each must leave room for its response in the model's context."""
+    tokens = [encode_prompt(row, tokenizer, place=rows.place(index)) for index, row in enumerate(rows)]
+    for index, ids in enumerate(tokens):
+        if context is not None and len(ids) + max_new_tokens > context:
+            raise UserError(
+                f"{rows.place(index)}: the prompt has {len(ids)} tokens, which with max_new_tokens "
+                f"({max_new_tokens}) is beyond the model's context of {context}: shorten the prompt, leave the row "
+                "out, or lower rollout.max_new_tokens"
+            )
+    return Prompts(tokens, [row["prompt"] for row in rows], list(rows))

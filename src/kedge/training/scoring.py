@@ -1,0 +1,75 @@
+"""Passes of a model over packed responses: hidden states, and scores without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kedge.head import Head, score
+from kedge.models import head_of, hidden_states
+from kedge.rollout import Rollout
+from kedge.training.config import ComputeConfig
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How models are run over responses in a stage."""
+
+    compute: ComputeConfig
+    temperature: float
+    vocabulary: int | None
+    """Rows of the head that are tokens; None: all."""
+
+    def head(self, model: PreTrainedModel) -> Head:
+        """Give a model's head, without the padding of its vocabulary."""
+        return head_of(model, vocabulary=self.vocabulary)
+
+    def hidden(self, model: PreTrainedModel, rollout: Rollout) -> Float[Tensor, "N H"]:
+        """Hidden states that predict the response tokens, in one pass."""
+        tokens, lengths = rollout.sequences()
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=self.compute.precision == "bfloat16"):
+            hidden = hidden_states(model, tokens, lengths, layout=self.compute.layout)
+        return hidden[rollout.predicting()]
+
+    @torch.no_grad()
+    def hidden_in_parts(
+        self, model: PreTrainedModel, rollout: Rollout, responses: int | None = None
+    ) -> Float[Tensor, "N H"]:
+        """The same without gradients, a micro-batch at a time."""
+        size = responses or self.compute.micro_batch
+        return torch.cat([self.hidden(model, part) for _, part in parts(rollout, size)])
+
+    @torch.no_grad()
+    def scores(
+        self,
+        hidden: Float[Tensor, "N H"],
+        head: Head,
+        rollout: Rollout,
+        anchors: Mapping[str, tuple[Tensor, Head]],
+        want: Collection[str],
+    ) -> dict[str, Float[Tensor, " N"]]:
+        """Per-token scores of the responses, without gradients."""
+        return score(
+            hidden,
+            head,
+            rollout.response_tokens,
+            anchors=anchors,
+            want=want,
+            temperature=self.temperature,
+            chunk_rows=self.compute.head_chunk_rows,
+        )
+
+
+def parts(rollout: Rollout, responses: int) -> Iterator[tuple[slice, Rollout]]:
+    """Cut a rollout into runs of responses; give the rows of their tokens with each."""
+    count = len(rollout.group)
+    ends = [0, *rollout.response_lengths.cumsum(0).tolist()]
+    for start in range(0, count, responses):
+        stop = min(start + responses, count)
+        index = torch.arange(start, stop, device=rollout.group.device)
+        yield slice(ends[start], ends[stop]), rollout.select(index)
