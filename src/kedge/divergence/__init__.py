@@ -1,6 +1,7 @@
 """Divergences between distributions over a vocabulary: exact ones, sampled estimators; tensors only."""
 
 from kedge.divergence.exact import (
+    FAR,
     cross_entropy,
     cross_entropy_from_log_probs,
     entropy,
@@ -20,6 +21,7 @@ from kedge.divergence.sampled import ESTIMATORS, LINEAR_BEYOND, k1, k2, k3, toke
 
 __all__ = [
     "ESTIMATORS",
+    "FAR",
     "LINEAR_BEYOND",
     "cross_entropy",
     "cross_entropy_from_log_probs",

@@ -23,8 +23,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+FAR = 1e20
+"""Stands for ∞ in a log-ratio or a log-probability that a zero probability multiplies."""
+
 _INF = math.inf
-_FAR = 1e20  # stands for the infinite log-ratio of an entry that only one distribution has
 _NATS = {"nats": 1.0, "bits": math.log(2.0)}  # nats in one unit
 
 
@@ -76,7 +78,7 @@ def finite_log_ratio(
     [0.0, 1.0000000200408773e+20, -2.0]
     """
     x = log_q - log_p if log_ratio is None else log_ratio
-    return x.masked_fill((log_p == -_INF) & (log_q == -_INF), 0.0).clamp(-_FAR, _FAR)
+    return x.masked_fill((log_p == -_INF) & (log_q == -_INF), 0.0).clamp(-FAR, FAR)
 
 
 def probability_difference(
@@ -106,7 +108,7 @@ def entropy_from_log_probs(log_p: Float[Tensor, "*rows V"]) -> Float[Tensor, "*r
     >>> round(entropy_from_log_probs(torch.tensor([0.5, 0.5, 0.0]).log()).item(), 6)
     0.693147
     """
-    return -(log_p.exp() * log_p.clamp(min=-_FAR)).sum(-1)
+    return -(log_p.exp() * log_p.clamp(min=-FAR)).sum(-1)
 
 
 def cross_entropy_from_log_probs(
@@ -117,7 +119,7 @@ def cross_entropy_from_log_probs(
     >>> round(cross_entropy_from_log_probs(torch.tensor([1.0, 0.0]).log(), torch.tensor([0.5, 0.5]).log()).item(), 6)
     0.693147
     """
-    nats = -(log_p.exp() * log_q.clamp(min=-_FAR)).sum(-1)
+    nats = -(log_p.exp() * log_q.clamp(min=-FAR)).sum(-1)
     return torch.where(_escapes(log_p, log_q), _INF, nats)
 
 

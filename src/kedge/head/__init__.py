@@ -1,8 +1,18 @@
-"""Log-probability, entropy and exact KL of a language model's head, without the [tokens, vocabulary] matrix."""
+"""Log-probability, entropy and exact KL through a head, without the [tokens, vocabulary] matrix."""
 
+from kedge.head.backend import default_chunk_rows
 from kedge.head.reduce import reduce
 from kedge.head.request import ANCHOR_OUTPUTS, POLICY_OUTPUTS
 from kedge.head.score import score
 from kedge.head.types import Anchor, Head, PerToken
 
-__all__ = ["ANCHOR_OUTPUTS", "POLICY_OUTPUTS", "Anchor", "Head", "PerToken", "reduce", "score"]
+__all__ = [
+    "ANCHOR_OUTPUTS",
+    "POLICY_OUTPUTS",
+    "Anchor",
+    "Head",
+    "PerToken",
+    "default_chunk_rows",
+    "reduce",
+    "score",
+]

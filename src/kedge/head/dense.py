@@ -1,6 +1,6 @@
 """The definition of every output of the head: plain tensors, whole logits, gradients by autograd.
 
-It holds several [tokens, vocabulary] matrices. It is here to be read, and to hold the other backends to it.
+It holds several [tokens, vocabulary] matrices. It is here to be read, and to hold the other backend to it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from kedge.divergence import entropy, forward_kl, reverse_kl, total_variation
-from kedge.head.request import Request
-from kedge.head.types import Head
+from kedge.head.request import POLICY, Output, Request, checked_loss, public_name
+from kedge.head.types import Anchor, PerToken
 
 _DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "reverse_kl": reverse_kl,
@@ -22,32 +22,40 @@ _DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def dense_scores(request: Request) -> dict[str, Tensor]:
-    """Every wanted output, [N] each, as a function of the whole logits."""
-    logits = head_logits(request.hidden, request.head, request.temperature, request.dtype)
-    own: dict[str, Callable[[], Tensor]] = {
-        "log_prob": lambda: _log_prob(logits, request.targets),
-        "entropy": lambda: entropy(logits),
-        "log_normalizer": lambda: logits.logsumexp(-1),
+def dense_scores(request: Request) -> dict[Output, Tensor]:
+    """Every wanted output, [N] each, as a differentiable function of whole logits."""
+    logits = {
+        source: head_logits(request.sources[source], request.temperature, request.dtype)
+        for source in request.involved
     }
-    scores = {output: own[output]() for output in request.policy_outputs}
-    for name, outputs in request.anchor_outputs.items():
-        anchor = request.anchors[name]
-        others = head_logits(anchor.hidden, anchor.head, request.temperature, request.dtype)
-        for output in outputs:
-            if output == "log_prob":
-                scores[f"{name}.log_prob"] = _log_prob(others, request.targets)
-            else:
-                scores[f"{name}.{output}"] = _DIVERGENCES[output](logits, others)
-    return {name: scores[name] for name in request.names}
+    scores = {}
+    for source, output in request.wanted:
+        if output == "log_prob":
+            value = _log_prob(logits[source], request.targets)
+        elif output == "entropy":
+            value = entropy(logits[source])
+        elif output == "log_normalizer":
+            value = logits[source].logsumexp(-1)
+        else:
+            value = _DIVERGENCES[output](logits[POLICY], logits[source])
+        scores[source, output] = value
+    return scores
 
 
-def head_logits(hidden: Tensor, head: Head, temperature: float, dtype: torch.dtype) -> Tensor:
-    """The logits [N, V] of a head, in ``dtype``, as ``Head`` defines them."""
-    weight = head.weight[: head.vocabulary].to(dtype)
-    logits = hidden.to(dtype) @ weight.T
+def dense_loss(request: Request, per_token: PerToken) -> tuple[Tensor, dict[Output, Tensor]]:
+    """The loss of all tokens at once, differentiable, and every wanted output, [N] each, detached."""
+    scores = dense_scores(request)
+    named = {public_name(output): values for output, values in scores.items()}
+    loss = checked_loss(per_token(named, slice(0, request.targets.shape[0])))
+    return loss, {output: values.detach() for output, values in scores.items()}
+
+
+def head_logits(source: Anchor, temperature: float, dtype: torch.dtype) -> Tensor:
+    """Logits [N, V] as ``Head`` defines them, in ``dtype``."""
+    hidden, head = source
+    logits = hidden.to(dtype) @ head.weight[: head.tokens].to(dtype).T
     if head.bias is not None:
-        logits = logits + head.bias[: head.vocabulary].to(dtype)
+        logits = logits + head.bias[: head.tokens].to(dtype)
     logits = head.scale * logits
     if head.softcap is not None:
         capped = head.softcap * torch.tanh(logits / head.softcap)
@@ -56,6 +64,6 @@ def head_logits(hidden: Tensor, head: Head, temperature: float, dtype: torch.dty
 
 
 def _log_prob(logits: Tensor, targets: Tensor) -> Tensor:
-    """The log-probability of the targets; a masked one has −∞, and no gradient."""
+    """Log-probability of the targets, [N]; that of a masked one is −∞, without a gradient."""
     log_prob = logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
     return torch.where(log_prob == -math.inf, -math.inf, log_prob)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from kedge.head.types import Anchor, Head, compute_dtype
+from kedge.head.types import Anchor, Head
 
+POLICY = "policy"
+DIVERGENCES = ("reverse_kl", "forward_kl", "total_variation")
 POLICY_OUTPUTS = ("log_prob", "entropy", "log_normalizer")
-ANCHOR_OUTPUTS = ("log_prob", "reverse_kl", "forward_kl", "total_variation")
+ANCHOR_OUTPUTS = ("log_prob", *DIVERGENCES)
+
+T = TypeVar("T")
+Output = tuple[str, str]
+"""A source, which is POLICY or the name of an anchor, and what is wanted of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,36 +27,56 @@ class Request:
     """A checked call of the head.
 
     Args:
-        hidden: the policy's hidden states, [N, H].
-        head: the policy's head.
-        targets: the tokens whose log-probability is asked for, [N].
-        anchors: those of the given anchors that some output needs.
-        policy_outputs: which of POLICY_OUTPUTS are wanted.
-        anchor_outputs: for each anchor, which of ANCHOR_OUTPUTS are wanted.
+        sources: hidden states and head of the policy, under POLICY, then of each anchor, under its name.
+        wanted: the outputs, in a fixed order.
+        targets: the tokens whose log-probability is meant, Int64[N].
         temperature: every logit is divided by it.
-        dtype: of logits and outputs.
+        dtype: of logits and scores.
     """
 
-    hidden: Tensor
-    head: Head
+    sources: dict[str, Anchor]
+    wanted: tuple[Output, ...]
     targets: Tensor
-    anchors: dict[str, Anchor]
-    policy_outputs: frozenset[str]
-    anchor_outputs: dict[str, frozenset[str]]
     temperature: float
     dtype: torch.dtype
 
     @property
-    def names(self) -> list[str]:
-        """The names of all wanted outputs, in a fixed order."""
-        own = [output for output in POLICY_OUTPUTS if output in self.policy_outputs]
-        others = (
-            f"{name}.{output}"
-            for name, outputs in self.anchor_outputs.items()
-            for output in ANCHOR_OUTPUTS
-            if output in outputs
-        )
-        return [*own, *others]
+    def involved(self) -> list[str]:
+        """The sources whose logits are needed."""
+        of_policy = {POLICY for _, output in self.wanted if output in DIVERGENCES}
+        needed = of_policy.union(source for source, _ in self.wanted)
+        return [source for source in self.sources if source in needed]
+
+    def tensors(self) -> list[Tensor]:
+        """The hidden states, the weight and, if there is one, the bias of each source in turn."""
+        return [tensor for source in self.sources.values() for tensor in source_tensors(source)]
+
+    def by_source(self, values: Sequence[T]) -> dict[str, list[T]]:
+        """Sort by source what stands in the order of ``tensors()``."""
+        rest = iter(values)
+        return {
+            name: list(islice(rest, len(source_tensors(source)))) for name, source in self.sources.items()
+        }
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Request:
+        """Return the same request of other tensors, which stand in the order of ``tensors()``."""
+        sources = {}
+        for name, (hidden, weight, *bias) in self.by_source(tensors).items():
+            head = replace(self.sources[name].head, weight=weight, bias=bias[0] if bias else None)
+            sources[name] = Anchor(hidden, head)
+        return replace(self, sources=sources)
+
+
+def source_tensors(source: Anchor) -> list[Tensor]:
+    """Hidden states, weight and, if there is one, bias."""
+    hidden, head = source
+    return [hidden, head.weight] if head.bias is None else [hidden, head.weight, head.bias]
+
+
+def public_name(output: Output) -> str:
+    """The name under which a caller knows an output."""
+    source, what = output
+    return what if source == POLICY else f"{source}.{what}"
 
 
 def make_request(
@@ -65,80 +93,64 @@ def make_request(
         ValueError: saying what does not fit, with both sizes.
     """
     given = {name: Anchor(*pair) for name, pair in (anchors or {}).items()}
-    policy_outputs, anchor_outputs = _read_want(want, given)
-    used = {name: given[name] for name in anchor_outputs}
+    if POLICY in given:
+        raise ValueError(f"an anchor is named {POLICY!r}, as the policy itself is; give it another name")
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0")
-    _check_hidden("the policy", hidden, head)
+    sources = {POLICY: Anchor(hidden, head), **given}
+    wanted = _read_want(want, given)
+    for name, source in sources.items():
+        _check_source(name, source, sources[POLICY])
     _check_targets(targets, hidden.shape[0], head.tokens)
-    for name, anchor in used.items():
-        _check_hidden(f"anchor {name!r}", anchor.hidden, anchor.head)
-        if anchor.hidden.shape[0] != hidden.shape[0]:
-            raise ValueError(
-                f"anchor {name!r} has {anchor.hidden.shape[0]} hidden states where the policy has {hidden.shape[0]}; "
-                "both must be of the same tokens"
-            )
-        if anchor.head.tokens != head.tokens:
-            raise ValueError(
-                f"anchor {name!r} has a vocabulary of {anchor.head.tokens} where the policy has {head.tokens}; set "
-                "Head.vocabulary if one of them is padded; divergences need the same tokens"
-            )
-    parameters = [tensor for each in (Anchor(hidden, head), *used.values()) for tensor in _tensors(each)]
-    return Request(
-        hidden=hidden,
-        head=head,
-        targets=targets.to(torch.int64),
-        anchors=used,
-        policy_outputs=policy_outputs,
-        anchor_outputs=anchor_outputs,
-        temperature=temperature,
-        dtype=compute_dtype(*parameters),
+    doubles = (
+        tensor.dtype == torch.float64 for source in sources.values() for tensor in source_tensors(source)
     )
+    dtype = torch.float64 if any(doubles) else torch.float32
+    return Request(sources, wanted, targets.to(torch.int64), temperature, dtype)
 
 
-def _read_want(
-    want: Collection[str], anchors: Mapping[str, Anchor]
-) -> tuple[frozenset[str], dict[str, frozenset[str]]]:
-    if isinstance(want, str):
-        raise ValueError(f"want is the string {want!r}; give a collection of names, such as {{{want!r}}}")
-    policy_outputs: set[str] = set()
-    anchor_outputs: dict[str, set[str]] = {}
-    for wanted in want:
-        name, dot, output = wanted.rpartition(".")
-        if not dot and output in POLICY_OUTPUTS:
-            policy_outputs.add(output)
-        elif dot and name in anchors and output in ANCHOR_OUTPUTS:
-            anchor_outputs.setdefault(name, set()).add(output)
-        elif dot and name not in anchors:
-            raise ValueError(
-                f"{wanted!r} is wanted, but the anchors given are: {', '.join(anchors) or 'none'}"
-            )
-        else:
-            known = [*POLICY_OUTPUTS, *(f"NAME.{each}" for each in ANCHOR_OUTPUTS)]
-            raise ValueError(f"{wanted!r} is wanted, but the head knows only: {', '.join(known)}")
-    return frozenset(policy_outputs), {
-        name: frozenset(anchor_outputs[name]) for name in anchors if name in anchor_outputs
-    }
+def checked_loss(loss: Tensor) -> Tensor:
+    """Pass on what ``per_token`` returned, if it is one number."""
+    if loss.ndim != 0:
+        raise ValueError(
+            f"per_token returned shape {tuple(loss.shape)}; return the sum over the chunk, a scalar"
+        )
+    return loss
 
 
-def _check_hidden(whose: str, hidden: Tensor, head: Head) -> None:
+def _read_want(want: Collection[str], anchors: Iterable[str]) -> tuple[Output, ...]:
+    own = [(POLICY, output) for output in POLICY_OUTPUTS]
+    known = own + [(anchor, output) for anchor in anchors for output in ANCHOR_OUTPUTS]
+    names = [public_name(output) for output in known]
+    for name in want:
+        if name not in names:
+            raise ValueError(f"{name!r} is wanted; with the anchors given the head knows: {', '.join(names)}")
+    return tuple(output for output, name in zip(known, names, strict=True) if name in want)
+
+
+def _check_source(name: str, source: Anchor, policy: Anchor) -> None:
+    hidden, head = source
     if hidden.ndim != 2 or hidden.shape[1] != head.weight.shape[1]:
         raise ValueError(
-            f"{whose} has hidden states of shape {tuple(hidden.shape)}; its head's weight of shape "
-            f"{tuple(head.weight.shape)} takes [tokens, {head.weight.shape[1]}]"
+            f"{name!r} has hidden states of shape {tuple(hidden.shape)} and a head of shape "
+            f"{tuple(head.weight.shape)}; they must be [tokens, H] and [vocabulary, H]"
+        )
+    if hidden.shape[0] != policy.hidden.shape[0]:
+        raise ValueError(
+            f"anchor {name!r} has {hidden.shape[0]} hidden states, the policy {policy.hidden.shape[0]}; "
+            "give those of the same tokens"
+        )
+    if head.tokens != policy.head.tokens:
+        raise ValueError(
+            f"anchor {name!r} has a vocabulary of {head.tokens} tokens, the policy one of "
+            f"{policy.head.tokens}; they must be the same (set Head.vocabulary where a weight is padded)"
         )
 
 
 def _check_targets(targets: Tensor, rows: int, tokens: int) -> None:
     if targets.shape != (rows,):
         raise ValueError(f"targets have shape {tuple(targets.shape)}; there are {rows} hidden states")
-    if targets.device.type == "cpu" and rows > 0:  # elsewhere the check would wait for the device
+    if targets.device.type == "cpu" and rows > 0:  # on other devices the look would wait for them
         low, high = (int(bound) for bound in targets.aminmax())
         if low < 0 or high >= tokens:
-            raise ValueError(
-                f"targets lie between {low} and {high}; the vocabulary has the tokens 0 to {tokens - 1}"
-            )
-
-
-def _tensors(anchor: Anchor) -> tuple[Tensor, Tensor, Tensor | None]:
-    return anchor.hidden, anchor.head.weight, anchor.head.bias
+            raise ValueError(f"targets reach from {low} to {high}; the vocabulary has 0 to {tokens - 1}")

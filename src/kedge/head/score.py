@@ -7,8 +7,10 @@ from collections.abc import Collection, Mapping
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kedge.head.backend import chosen_chunk_rows
+from kedge.head.chunked import chunked_scores
 from kedge.head.dense import dense_scores
-from kedge.head.request import make_request
+from kedge.head.request import make_request, public_name
 from kedge.head.types import Head
 
 
@@ -23,5 +25,54 @@ def score(
     backend: str = "chunked",
     chunk_rows: int | None = None,
 ) -> dict[str, Float[Tensor, " N"]]:
-    """Score each token through the head."""
-    return dense_scores(make_request(hidden, head, targets, anchors, want, temperature))
+    """Score each token through the head, and compare the policy with its anchors over the whole vocabulary.
+
+    With l the logits of the policy π as ``Head`` defines them, and a the target of a row,
+
+        log_prob              log π(a) = l_a − log Σ e^l        NAME.log_prob           log ρ(a)
+        entropy               H(π) = −Σ π·log π                 NAME.reverse_kl         KL(π‖ρ)
+        log_normalizer        log Σ e^l                         NAME.forward_kl         KL(ρ‖π)
+                                                                NAME.total_variation    ½·Σ |π − ρ|
+
+    where ρ is the anchor called NAME. All are differentiable in hidden states, weight and bias of the policy and of
+    every anchor whose tensors require it. What is not wanted is not computed. The gradient of an infinite value,
+    which only a mask makes, is zero.
+
+    Args:
+        hidden: the policy's hidden states that predict the targets, [N, H].
+        head: the policy's head.
+        targets: the tokens, Int[N].
+        anchors: name → hidden states [N, H'] of the same tokens and their head, of the same vocabulary.
+        want: names of outputs.
+        temperature: all logits, those of the anchors too, are divided by it.
+        backend: "chunked" holds the logits of one chunk at a time, and makes them a second time in backward;
+            "dense" is the definition, for small sizes.
+        chunk_rows: the most rows in a chunk; None follows from the size of the vocabulary.
+
+    Returns:
+        For each name in ``want`` a tensor [N] in nats (total variation: between 0 and 1), in float32, or in float64
+        if any input has it.
+
+    Raises:
+        ValueError: for unknown names, sizes that do not fit, a temperature not above 0, and, on CPU, targets that
+            are not in the vocabulary.
+
+    Source: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2024, arXiv 2411.09009, for the
+    log-probability; the divergences are those of ``kedge.divergence``.
+
+    >>> import torch
+    >>> hidden, reference = torch.zeros(2, 4), torch.zeros(2, 3)
+    >>> targets = torch.tensor([0, 1])
+    >>> anchors = {"reference": (reference, Head(torch.ones(8, 3)))}
+    >>> scores = score(
+    ...     hidden, Head(torch.ones(8, 4)), targets, anchors=anchors, want={"log_prob", "reference.reverse_kl"}
+    ... )
+    >>> [round(value, 4) for value in scores["log_prob"].tolist()]
+    [-2.0794, -2.0794]
+    >>> scores["reference.reverse_kl"].tolist()
+    [0.0, 0.0]
+    """
+    request = make_request(hidden, head, targets, anchors, want, temperature)
+    rows = chosen_chunk_rows(backend, chunk_rows, head.tokens)
+    scores = dense_scores(request) if rows is None else chunked_scores(request, rows)
+    return {public_name(output): values for output, values in scores.items()}

@@ -1,0 +1,139 @@
+"""The head in chunks of rows: there are never more logits than those of one chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kedge.head.request import DIVERGENCES, POLICY, Output, Request, checked_loss, public_name
+from kedge.head.types import PerToken
+from kedge.head.workspace import Workspace
+
+
+def chunked_scores(request: Request, chunk_rows: int) -> dict[Output, Tensor]:
+    """Every wanted output, [N] each, differentiable; backward makes the logits a second time."""
+    apply: Callable[..., tuple[Tensor, ...]] = _Score.apply
+    values = apply(request, chunk_rows, *request.tensors())
+    return dict(zip(request.wanted, values, strict=True))
+
+
+def chunked_loss(
+    request: Request, per_token: PerToken, chunk_rows: int
+) -> tuple[Tensor, dict[Output, Tensor]]:
+    """The loss, its gradients made already, and every wanted output, [N] each, detached."""
+    trains = [torch.is_grad_enabled() and tensor.requires_grad for tensor in request.tensors()]
+    apply: Callable[..., tuple[Tensor, ...]] = _Loss.apply
+    loss, *values = apply(request, per_token, chunk_rows, trains, *request.tensors())
+    return loss, dict(zip(request.wanted, values, strict=True))
+
+
+class _Score(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, request: Request, chunk_rows: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.request, ctx.chunk_rows, ctx.needs = request, chunk_rows, ctx.needs_input_grad[2:]
+        workspace = Workspace(request.with_tensors(tensors), chunk_rows, [False] * len(tensors))
+        scores = _empty_scores(request)
+        for rows in _chunks(request, chunk_rows):
+            workspace.load(rows)
+            for output, values in workspace.scores().items():
+                scores[output][rows] = values
+        ctx.save_for_backward(*tensors, *scores.values())
+        fixed = set(request.wanted) - _differentiable(request, ctx.needs)
+        ctx.mark_non_differentiable(*(scores[output] for output in fixed))
+        ctx.set_materialize_grads(False)
+        return tuple(scores.values())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
+        tensors, scores = ctx.saved_tensors[: len(ctx.needs)], ctx.saved_tensors[len(ctx.needs) :]
+        wanted = ctx.request.wanted
+        pulled = {each: pull for each, pull in zip(wanted, upstream, strict=True) if pull is not None}
+        found = {each: values for each, values in zip(wanted, scores, strict=True) if each in pulled}
+        request = replace(ctx.request.with_tensors(tensors), wanted=tuple(pulled))
+        workspace = Workspace(request, ctx.chunk_rows, ctx.needs)
+        for rows in _chunks(request, ctx.chunk_rows):
+            workspace.load(rows)
+            workspace.backward(_rows_of(pulled, rows), _rows_of(found, rows))
+        return None, None, *workspace.gradients()
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, request: Request, per_token: PerToken, chunk_rows: int, needs: list[bool], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        workspace = Workspace(request.with_tensors(tensors), chunk_rows, needs)
+        scores, differentiable = _empty_scores(request), _differentiable(request, needs)
+        loss = tensors[0].new_zeros((), dtype=request.dtype)
+        for rows in _chunks(request, chunk_rows):
+            workspace.load(rows)
+            found = workspace.scores()
+            for output, values in found.items():
+                scores[output][rows] = values
+            part, upstream = _call(per_token, found, rows, differentiable)
+            loss += part
+            workspace.backward(upstream, found)
+        ctx.gradients = workspace.gradients()
+        ctx.mark_non_differentiable(*scores.values())
+        ctx.set_materialize_grads(False)
+        return loss, *scores.values()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Any, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "backward ran a second time through kedge.head.reduce, whose gradients are made in forward and "
+                "handed out once; call reduce again, or use kedge.head.score"
+            )
+        gradients, ctx.gradients = ctx.gradients, None
+        return None, None, None, None, *(None if each is None else each.mul_(upstream) for each in gradients)
+
+
+def _call(
+    per_token: PerToken, scores: dict[Output, Tensor], rows: slice, differentiable: set[Output]
+) -> tuple[Tensor, dict[Output, Tensor]]:
+    """The loss of a chunk, and its gradients with respect to those scores that it depends on."""
+    with torch.set_grad_enabled(bool(differentiable)):
+        leaves = {
+            output: values.detach().requires_grad_(output in differentiable)
+            for output, values in scores.items()
+        }
+        loss = checked_loss(per_token({public_name(output): leaf for output, leaf in leaves.items()}, rows))
+    if not loss.requires_grad:
+        return loss, {}
+    inputs = {output: leaf for output, leaf in leaves.items() if leaf.requires_grad}
+    pulls = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True)
+    return loss.detach(), {
+        output: pull for output, pull in zip(inputs, pulls, strict=True) if pull is not None
+    }
+
+
+def _differentiable(request: Request, needs: Sequence[bool]) -> set[Output]:
+    """The outputs that depend on something that needs a gradient."""
+    trains = {source for source, needed in request.by_source(needs).items() if any(needed)}
+    return {
+        (source, output)
+        for source, output in request.wanted
+        if source in trains or (output in DIVERGENCES and POLICY in trains)
+    }
+
+
+def _empty_scores(request: Request) -> dict[Output, Tensor]:
+    hidden = request.sources[POLICY].hidden
+    return {output: hidden.new_empty(hidden.shape[0], dtype=request.dtype) for output in request.wanted}
+
+
+def _chunks(request: Request, chunk_rows: int) -> list[slice]:
+    count = request.targets.shape[0]
+    return [slice(start, min(start + chunk_rows, count)) for start in range(0, count, chunk_rows)]
+
+
+def _rows_of(columns: dict[Output, Tensor], rows: slice) -> dict[Output, Tensor]:
+    return {output: values[rows] for output, values in columns.items()}

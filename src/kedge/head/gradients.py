@@ -1,0 +1,93 @@
+"""The gradient of every output of the head with respect to the logits of a distribution.
+
+Let p be the distribution whose logits l are asked about, q another, x = log q − log p, s = sign(p − q), and g the upstream
+gradients of log p(a), the entropy H, the log-normaliser Z, F = KL(p‖q), R = KL(q‖p) and T = TV(p, q). Then
+
+    ∂/∂l = p·[ g_Z − g_a − g_H·(log p + H) + Σ_q ( −g_F·(x + F) + ½·g_T·(s − Σ p·s) ) ]
+           + Σ_q g_R·(p − q) + g_a·1[a]
+
+From q's side the same formula holds with p and q, F and R exchanged: so it serves the policy, and every anchor that trains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kedge.divergence import FAR, probability_difference
+
+
+@dataclass(frozen=True)
+class Pull:
+    """An upstream gradient with the value of its output, a column [n, 1] each; both 0 where the value is infinite."""
+
+    gradient: Tensor
+    value: Tensor
+
+    @classmethod
+    def of(cls, gradient: Tensor, value: Tensor) -> Pull:
+        """From an upstream gradient [n] and a value [n]."""
+        infinite = value.isinf()
+        return cls(gradient.masked_fill(infinite, 0.0)[:, None], value.masked_fill(infinite, 0.0)[:, None])
+
+    def __getitem__(self, rows: slice) -> Pull:
+        return Pull(self.gradient[rows], self.value[rows])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One distribution beside another in a block of rows, with what pulls at their divergences.
+
+    Args:
+        p: probabilities of the distribution whose logits are asked about, [n, V].
+        q: those of the other.
+        log_ratio: x = log q − log p, finite.
+        outward: the pull at KL(p‖q).
+        inward: the pull at KL(q‖p).
+        variation: the pull at TV(p, q).
+    """
+
+    p: Tensor
+    q: Tensor
+    log_ratio: Tensor
+    outward: Pull | None
+    inward: Pull | None
+    variation: Pull | None
+
+    def reversed(self) -> Comparison:
+        """The same, seen from the other distribution."""
+        return Comparison(self.q, self.p, -self.log_ratio, self.inward, self.outward, self.variation)
+
+
+def logit_gradient(
+    log_p: Tensor,
+    targets: Tensor,
+    comparisons: list[Comparison],
+    *,
+    log_prob: Pull | None = None,
+    entropy: Pull | None = None,
+    log_normalizer: Pull | None = None,
+) -> Tensor:
+    """∂/∂l of all outputs together, [n, V], from the log-probabilities [n, V] and the targets [n]."""
+    p = log_p.exp()
+    inner = log_p.new_zeros(log_p.shape[0], 1)  # the bracket; a column until a term needs more
+    if log_normalizer is not None:
+        inner = inner + log_normalizer.gradient
+    if log_prob is not None:
+        inner = inner - log_prob.gradient
+    if entropy is not None:
+        inner = inner - entropy.gradient * (log_p.clamp(min=-FAR) + entropy.value)
+    for each in comparisons:
+        if each.outward is not None:
+            inner = inner - each.outward.gradient * (each.log_ratio + each.outward.value)
+        if each.variation is not None:
+            sign = -each.log_ratio.sign()
+            inner = inner + 0.5 * each.variation.gradient * (sign - (p * sign).sum(-1, keepdim=True))
+    gradient = p * inner
+    for each in comparisons:
+        if each.inward is not None:
+            gradient.addcmul_(each.inward.gradient, probability_difference(p, each.q, each.log_ratio))
+    if log_prob is not None:
+        gradient.scatter_add_(-1, targets[:, None], log_prob.gradient)
+    return gradient
