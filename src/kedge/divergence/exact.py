@@ -1,18 +1,18 @@
-r"""Exact divergences over a vocabulary.
+"""Exact divergences over a vocabulary.
 
 With p = softmax(l), q = softmax(r), x = log q − log p and φ(x) = eˣ − 1 − x ≥ 0,
 
     KL(p‖q) = Σ p·φ(x)
 
-is the textbook sum Σ p·(log p − log q), because Σ p·(eˣ − 1) = 0; but here no two terms cancel, so that a small KL
-keeps its digits in float32 and none is negative.
+is the textbook sum Σ p·(log p − log q), because Σ p·(eˣ − 1) = 0; but no two of its terms cancel, so that a
+small KL keeps its digits in float32, and none is negative.
 
-Masks. A logit of −∞ removes its entry from the vocabulary; one entry at least must be left. An entry that both
-distributions lack counts 0. One that only p lacks counts q in KL(p‖q); one that only q lacks makes it infinite.
-No mask makes a NaN, and the gradient of an infinite value is zero. A NaN among the logits is never hidden.
+Masks. A logit of −∞ removes its entry from the vocabulary; one entry at least must be left. An entry that
+both distributions lack counts 0. One that only p lacks counts q in KL(p‖q); one that only q lacks makes it
+infinite. No mask makes a NaN, and the gradient of an infinite value is zero. A NaN in the logits stays a NaN.
 
-Every function works on the last dimension, in float32 at least, and is differentiable in all its tensors. Those that
-end in ``_from_log_probs`` take normalised log-probabilities; the others take logits and a temperature.
+Every function works on the last dimension, in float32 at least, and is differentiable in all its tensors.
+Those that end in ``_from_log_probs`` take normalised log-probabilities; the others take logits and a temperature.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _INF = math.inf
 _NATS = {"nats": 1.0, "bits": math.log(2.0)}  # nats in one unit
 
 
-# --- from normalised log-probabilities: each formula stands here, once -----------------------------------------
+# --- from normalised log-probabilities: each formula stands here, once ------------------------------
 
 
 def excess_exponential(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """How far the exponential lies above its tangent at 0, to the last digits at every x.
+    """Return how far the exponential lies above its tangent at 0, to the last digits at every x.
 
         φ(x) = eˣ − 1 − x
 
@@ -63,7 +63,7 @@ def finite_log_ratio(
     log_q: Float[Tensor, "*rows V"],
     log_ratio: Float[Tensor, "*rows V"] | None = None,
 ) -> Float[Tensor, "*rows V"]:
-    """The log-ratio x = log q − log p with the masked entries made finite, as the divergences below take it.
+    """Make the log-ratio x = log q − log p finite at masked entries, as the divergences below take it.
 
     Args:
         log_p: normalised log-probabilities, [..., V].
@@ -84,7 +84,7 @@ def finite_log_ratio(
 def probability_difference(
     p: Float[Tensor, "*rows V"], q: Float[Tensor, "*rows V"], log_ratio: Float[Tensor, "*rows V"]
 ) -> Float[Tensor, "*rows V"]:
-    """The difference of two probabilities, accurate where they are nearly equal.
+    """Subtract two probabilities, accurately where they are nearly equal.
 
         p − q = sign(−x)·max(p, q)·(1 − e^−|x|)
 
@@ -96,7 +96,8 @@ def probability_difference(
     Returns:
         p − q, [..., V].
 
-    >>> probability_difference(torch.tensor([0.75]), torch.tensor([0.25]), torch.tensor([-math.log(3)])).tolist()
+    >>> p, q = torch.tensor([0.75]), torch.tensor([0.25])
+    >>> probability_difference(p, q, (q / p).log()).tolist()
     [0.5]
     """
     return torch.maximum(p, q) * torch.expm1(-log_ratio.abs()) * log_ratio.sign()
@@ -116,7 +117,8 @@ def cross_entropy_from_log_probs(
 ) -> Float[Tensor, "*rows"]:
     """Cross-entropy, in nats: H(p, q) = −Σ p·log q.
 
-    >>> round(cross_entropy_from_log_probs(torch.tensor([1.0, 0.0]).log(), torch.tensor([0.5, 0.5]).log()).item(), 6)
+    >>> p, q = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5])
+    >>> round(cross_entropy_from_log_probs(p.log(), q.log()).item(), 6)
     0.693147
     """
     nats = -(log_p.exp() * log_q.clamp(min=-FAR)).sum(-1)
@@ -140,7 +142,8 @@ def kl_from_log_probs(
     Returns:
         KL(p‖q) ≥ 0, [...].
 
-    >>> round(kl_from_log_probs(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()).item(), 6)
+    >>> p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
+    >>> round(kl_from_log_probs(p.log(), q.log()).item(), 6)
     0.143841
     """
     x = finite_log_ratio(log_p, log_q) if log_ratio is None else log_ratio
@@ -163,7 +166,8 @@ def total_variation_from_log_probs(
     Returns:
         TV, [...].
 
-    >>> round(total_variation_from_log_probs(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()).item(), 6)
+    >>> p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
+    >>> round(total_variation_from_log_probs(p.log(), q.log()).item(), 6)
     0.25
     """
     x = finite_log_ratio(log_p, log_q) if log_ratio is None else log_ratio
@@ -177,7 +181,8 @@ def jensen_shannon_from_log_probs(
 
         JS(p, q) = ½·KL(p‖m) + ½·KL(q‖m),   m = ½·(p + q)
 
-    >>> round(jensen_shannon_from_log_probs(torch.tensor([1.0, 0.0]).log(), torch.tensor([0.0, 1.0]).log()).item(), 6)
+    >>> p, q = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    >>> round(jensen_shannon_from_log_probs(p.log(), q.log()).item(), 6)
     0.693147
     """
     x = finite_log_ratio(log_p, log_q)
@@ -202,7 +207,7 @@ def _escapes(log_p: Tensor, log_q: Tensor) -> Tensor:
     return ((log_q == -_INF) & (log_p > -_INF)).any(-1)
 
 
-# --- from logits -----------------------------------------------------------------------------------------------
+# --- from logits ------------------------------------------------------------------------------------
 
 
 def entropy(
@@ -282,7 +287,8 @@ def reverse_kl(
 
     Source: Kullback, Leibler, "On Information and Sufficiency", 1951.
 
-    >>> round(reverse_kl(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()).item(), 6)
+    >>> policy, reference = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
+    >>> round(reverse_kl(policy.log(), reference.log()).item(), 6)
     0.143841
     """
     log_p, log_q, x = _compare(policy_logits, reference_logits, temperature)
@@ -312,7 +318,8 @@ def forward_kl(
 
     Source: Kullback, Leibler, "On Information and Sufficiency", 1951.
 
-    >>> round(forward_kl(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()).item(), 6)
+    >>> policy, reference = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
+    >>> round(forward_kl(policy.log(), reference.log()).item(), 6)
     0.130812
     """
     log_p, log_q, x = _compare(policy_logits, reference_logits, temperature)
@@ -367,7 +374,8 @@ def total_variation(
 
     Source: Levin, Peres, "Markov Chains and Mixing Times", 2017, chapter 4.
 
-    >>> round(total_variation(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()).item(), 6)
+    >>> p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
+    >>> round(total_variation(p.log(), q.log()).item(), 6)
     0.25
     """
     return total_variation_from_log_probs(*_compare(p_logits, q_logits, temperature))
@@ -380,11 +388,11 @@ def _tempered(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _compare(p_logits: Tensor, q_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The log-probabilities of two heads, and their log-ratio taken where they still agree in most digits."""
+    """Return both log-probabilities, and their log-ratio taken from the logits, which share more digits."""
     if p_logits.shape != q_logits.shape:
         raise ValueError(
-            f"the two distributions have logits of shapes {tuple(p_logits.shape)} and {tuple(q_logits.shape)}; "
-            "give both the same rows and the same vocabulary"
+            f"the logits have shapes {tuple(p_logits.shape)} and {tuple(q_logits.shape)}; "
+            "both distributions need the same rows and the same vocabulary"
         )
     left, right = _tempered(p_logits, temperature), _tempered(q_logits, temperature)
     log_p, log_q = left.log_softmax(-1), right.log_softmax(-1)

@@ -6,9 +6,9 @@ With L = log π(a) − log ρ(a) for a token a drawn from π,
     k2 = ½·L²       biased (by + KL²/2 between Gaussians of equal width); never negative
     k3 = φ(−L)      = e^−L − 1 + L: unbiased; never negative; heavy-tailed where the KL is large
 
-What they estimate is one thing, what their derivative estimates is another. Differentiated as they stand, the expected
-gradient of k1 is 0, that of k2 is ∇KL(π‖ρ), and that of k3 is ∇KL(ρ‖π), the *forward* KL's. ``token_surrogate`` has the
-value of any of them and the gradient of KL(π‖ρ) for all of them.
+What they estimate is one thing, what their derivative estimates is another. Differentiated as they stand, the
+expected gradient of k1 is 0, that of k2 is ∇KL(π‖ρ), and that of k3 is ∇KL(ρ‖π), the *forward* KL's.
+``token_surrogate`` has the value of any of them, and the gradient of KL(π‖ρ) for all of them.
 
 Every function is element-wise; all values are in nats per token.
 
@@ -26,13 +26,13 @@ from torch import Tensor
 from kedge.divergence.exact import excess_exponential
 
 LINEAR_BEYOND = 20.0
-"""k3 continues as its tangent where −L exceeds this many nats: e²⁰ ≈ 5·10⁸ is large, finite, and still has a slope."""
+"""Where −L exceeds this many nats, k3 goes on as its tangent: e²⁰ ≈ 5·10⁸ is large, but far from overflow."""
 
 
 def k1(
     log_policy: Float[Tensor, "*tokens"], log_reference: Float[Tensor, "*tokens"]
 ) -> Float[Tensor, "*tokens"]:
-    """The log-ratio itself: k1 = L = log π(a) − log ρ(a).
+    """Return the log-ratio itself: k1 = L = log π(a) − log ρ(a).
 
     Args:
         log_policy: log π(a) of the sampled tokens.
@@ -50,7 +50,7 @@ def k1(
 def k2(
     log_policy: Float[Tensor, "*tokens"], log_reference: Float[Tensor, "*tokens"]
 ) -> Float[Tensor, "*tokens"]:
-    """Half the squared log-ratio: k2 = ½·L².
+    """Return half the squared log-ratio: k2 = ½·L².
 
     Args:
         log_policy: log π(a) of the sampled tokens.
@@ -68,10 +68,10 @@ def k2(
 def k3(
     log_policy: Float[Tensor, "*tokens"], log_reference: Float[Tensor, "*tokens"]
 ) -> Float[Tensor, "*tokens"]:
-    """The excess of the exponential: k3 = φ(−L) = e^−L − 1 + L.
+    """Return the excess of the exponential: k3 = φ(−L) = e^−L − 1 + L.
 
-    Where −L > ``LINEAR_BEYOND`` it goes on along its tangent, φ(c) + (eᶜ − 1)·(−L − c): it does not overflow, and its
-    gradient does not vanish where the anchor is needed most, as that of a clamp would.
+    Where −L > c = ``LINEAR_BEYOND`` it goes on along its tangent, φ(c) + (eᶜ − 1)·(−L − c): it does not
+    overflow, and its gradient does not vanish where the anchor is needed most, as that of a clamp would.
 
     Args:
         log_policy: log π(a) of the sampled tokens.
@@ -97,7 +97,7 @@ def token_surrogate(
     log_reference: Float[Tensor, "*tokens"],
     log_behaviour: Float[Tensor, "*tokens"] | None = None,
 ) -> Float[Tensor, "*tokens"]:
-    """An estimator's value with the gradient of the reverse KL, right per state on and off policy.
+    """Give an estimator's value the gradient of the reverse KL, right per state on and off policy.
 
         value k(L),   gradient w·L·∇log π(a),   w = π(a)/μ(a)
 

@@ -16,7 +16,7 @@ from kedge.head.workspace import Workspace
 
 
 def chunked_scores(request: Request, chunk_rows: int) -> dict[Output, Tensor]:
-    """Every wanted output, [N] each, differentiable; backward makes the logits a second time."""
+    """Return every wanted output, [N] each, differentiable; backward makes the logits a second time."""
     apply: Callable[..., tuple[Tensor, ...]] = _Score.apply
     values = apply(request, chunk_rows, *request.tensors())
     return dict(zip(request.wanted, values, strict=True))
@@ -25,7 +25,7 @@ def chunked_scores(request: Request, chunk_rows: int) -> dict[Output, Tensor]:
 def chunked_loss(
     request: Request, per_token: PerToken, chunk_rows: int
 ) -> tuple[Tensor, dict[Output, Tensor]]:
-    """The loss, its gradients made already, and every wanted output, [N] each, detached."""
+    """Return the loss, whose gradients are made here, and every wanted output, [N] each, detached."""
     trains = [torch.is_grad_enabled() and tensor.requires_grad for tensor in request.tensors()]
     apply: Callable[..., tuple[Tensor, ...]] = _Loss.apply
     loss, *values = apply(request, per_token, chunk_rows, trains, *request.tensors())
@@ -89,8 +89,8 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Any, ...]:
         if ctx.gradients is None:
             raise RuntimeError(
-                "backward ran a second time through kedge.head.reduce, whose gradients are made in forward and "
-                "handed out once; call reduce again, or use kedge.head.score"
+                "backward ran twice through one kedge.head.reduce, whose gradients are made in forward and handed "
+                "out once; call reduce again, or use kedge.head.score"
             )
         gradients, ctx.gradients = ctx.gradients, None
         return None, None, None, None, *(None if each is None else each.mul_(upstream) for each in gradients)
@@ -99,7 +99,7 @@ class _Loss(torch.autograd.Function):
 def _call(
     per_token: PerToken, scores: dict[Output, Tensor], rows: slice, differentiable: set[Output]
 ) -> tuple[Tensor, dict[Output, Tensor]]:
-    """The loss of a chunk, and its gradients with respect to those scores that it depends on."""
+    """Return the loss of a chunk, and its gradients with respect to the scores that it depends on."""
     with torch.set_grad_enabled(bool(differentiable)):
         leaves = {
             output: values.detach().requires_grad_(output in differentiable)
@@ -116,7 +116,7 @@ def _call(
 
 
 def _differentiable(request: Request, needs: Sequence[bool]) -> set[Output]:
-    """The outputs that depend on something that needs a gradient."""
+    """Return the outputs that depend on something that needs a gradient."""
     trains = {source for source, needed in request.by_source(needs).items() if any(needed)}
     return {
         (source, output)

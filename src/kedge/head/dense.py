@@ -23,7 +23,7 @@ _DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def dense_scores(request: Request) -> dict[Output, Tensor]:
-    """Every wanted output, [N] each, as a differentiable function of whole logits."""
+    """Return every wanted output, [N] each, as a differentiable function of whole logits."""
     logits = {
         source: head_logits(request.sources[source], request.temperature, request.dtype)
         for source in request.involved
@@ -43,7 +43,7 @@ def dense_scores(request: Request) -> dict[Output, Tensor]:
 
 
 def dense_loss(request: Request, per_token: PerToken) -> tuple[Tensor, dict[Output, Tensor]]:
-    """The loss of all tokens at once, differentiable, and every wanted output, [N] each, detached."""
+    """Return the loss of all tokens at once, differentiable, and every wanted output, [N] each, detached."""
     scores = dense_scores(request)
     named = {public_name(output): values for output, values in scores.items()}
     loss = checked_loss(per_token(named, slice(0, request.targets.shape[0])))
@@ -51,7 +51,7 @@ def dense_loss(request: Request, per_token: PerToken) -> tuple[Tensor, dict[Outp
 
 
 def head_logits(source: Anchor, temperature: float, dtype: torch.dtype) -> Tensor:
-    """Logits [N, V] as ``Head`` defines them, in ``dtype``."""
+    """Return the logits [N, V] as ``Head`` defines them, in ``dtype``."""
     hidden, head = source
     logits = hidden.to(dtype) @ head.weight[: head.tokens].to(dtype).T
     if head.bias is not None:
@@ -64,6 +64,6 @@ def head_logits(source: Anchor, temperature: float, dtype: torch.dtype) -> Tenso
 
 
 def _log_prob(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-probability of the targets, [N]; that of a masked one is −∞, without a gradient."""
+    """Return the log-probability of the targets, [N]; that of a masked one is −∞, without a gradient."""
     log_prob = logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
     return torch.where(log_prob == -math.inf, -math.inf, log_prob)

@@ -1,12 +1,12 @@
 """The gradient of every output of the head with respect to the logits of a distribution.
 
-Let p be the distribution whose logits l are asked about, q another, x = log q − log p, s = sign(p − q), and g the upstream
+Let p be the distribution with the logits l, q another, x = log q − log p, s = sign(p − q), and g the upstream
 gradients of log p(a), the entropy H, the log-normaliser Z, F = KL(p‖q), R = KL(q‖p) and T = TV(p, q). Then
 
     ∂/∂l = p·[ g_Z − g_a − g_H·(log p + H) + Σ_q ( −g_F·(x + F) + ½·g_T·(s − Σ p·s) ) ]
            + Σ_q g_R·(p − q) + g_a·1[a]
 
-From q's side the same formula holds with p and q, F and R exchanged: so it serves the policy, and every anchor that trains.
+Seen from q the same formula holds with p and q, F and R exchanged: it serves every anchor that trains, too.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from kedge.divergence import FAR, probability_difference
 
 @dataclass(frozen=True)
 class Pull:
-    """An upstream gradient with the value of its output, a column [n, 1] each; both 0 where the value is infinite."""
+    """An upstream gradient beside its output's value, columns [n, 1]; both 0 where the value is infinite."""
 
     gradient: Tensor
     value: Tensor
 
     @classmethod
     def of(cls, gradient: Tensor, value: Tensor) -> Pull:
-        """From an upstream gradient [n] and a value [n]."""
+        """Make one of an upstream gradient [n] and a value [n]."""
         infinite = value.isinf()
         return cls(gradient.masked_fill(infinite, 0.0)[:, None], value.masked_fill(infinite, 0.0)[:, None])
 
@@ -56,7 +56,7 @@ class Comparison:
     variation: Pull | None
 
     def reversed(self) -> Comparison:
-        """The same, seen from the other distribution."""
+        """Return the same, seen from the other distribution."""
         return Comparison(self.q, self.p, -self.log_ratio, self.inward, self.outward, self.variation)
 
 
@@ -69,7 +69,7 @@ def logit_gradient(
     entropy: Pull | None = None,
     log_normalizer: Pull | None = None,
 ) -> Tensor:
-    """∂/∂l of all outputs together, [n, V], from the log-probabilities [n, V] and the targets [n]."""
+    """Return ∂/∂l [n, V] of all outputs together, from the log-probabilities [n, V] and the targets [n]."""
     p = log_p.exp()
     inner = log_p.new_zeros(log_p.shape[0], 1)  # the bracket; a column until a term needs more
     if log_normalizer is not None:

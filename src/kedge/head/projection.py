@@ -17,8 +17,8 @@ _BLOCK_LOGITS = 2**17  # a few temporaries of this many numbers stay in a core's
 class Projection:
     """Logits of a chunk, their normalisers, and the way back from the logits' gradient to the parameters.
 
-    Products run over whole chunks, where matrix products are fast. What is element-wise runs over ``blocks()`` of
-    a chunk, where several passes over the same numbers find them in the cache.
+    Matrix products run over whole chunks, where they are fast. What is element-wise runs over the ``blocks()``
+    of a chunk, so that one pass after another finds the same numbers in the cache.
 
     Args:
         source: hidden states and head.
@@ -58,17 +58,17 @@ class Projection:
         self.log_normalizer = self._maximum + self._log_sum
 
     def blocks(self) -> list[slice]:
-        """The rows of the chunk, a few at a time."""
+        """Return the rows of the chunk, a few at a time."""
         rows, tokens = self.logits.shape
         step = max(1, _BLOCK_LOGITS // tokens) if self.logits.device.type == "cpu" else rows
         return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
     def log_prob(self, targets: Tensor) -> Tensor:
-        """Log-probability [n] of one token in each row of the chunk."""
+        """Return the log-probability [n] of one token in each row of the chunk."""
         return (self.logits.gather(-1, targets[:, None]) - self._maximum - self._log_sum).squeeze(-1)
 
     def log_probs(self, block: slice) -> Tensor:
-        """Log-probabilities [n, V] of all tokens in each row of a block."""
+        """Return the log-probabilities [n, V] of all tokens in each row of a block."""
         return (self.logits[block] - self._maximum[block]).sub_(self._log_sum[block])
 
     def put_gradient(self, block: slice, gradient: Tensor) -> None:
@@ -90,7 +90,7 @@ class Projection:
                 total[: self._head.tokens].add_(self.logits.sum(0))
 
     def gradients(self) -> list[Tensor | None]:
-        """The summed gradients of hidden states, weight and bias, in their own dtypes."""
+        """Return the summed gradients of hidden states, weight and bias, in the dtypes of these."""
         return [
             None if total is None else total.to(parameter.dtype)
             for total, parameter in zip(self._sums, self._parameters, strict=True)

@@ -30,16 +30,16 @@ def reduce(
 
         loss = Σ over chunks of per_token(scores of the chunk, rows of the chunk)
 
-    Value and gradients are those of ``per_token(score(...), slice(0, N))``, if ``per_token`` is a sum over tokens;
-    but no logits are made a second time. What a token's loss needs to know of other tokens comes in as a constant,
-    indexed by ``rows``. Gradients reach the head's inputs only, not what else ``per_token`` may use, and are
-    handed out once: a second backward through the same loss is an error.
+    If ``per_token`` is a sum over tokens, value and gradients are those of ``per_token(score(...), slice(0, N))``,
+    but no logits are made a second time. What a token's loss has to know of other tokens must come in as a
+    constant, to be indexed by ``rows``. The gradients reach the head's inputs only, nothing else that
+    ``per_token`` may use; they are handed out once: a second backward through the same loss is an error.
 
     Args:
         hidden: the policy's hidden states that predict the targets, [N, H].
         head: the policy's head.
         targets: the tokens, Int[N].
-        per_token: called with the chunk's scores, name → [n], and its rows, a slice of 0 … N; returns a scalar.
+        per_token: called with the chunk's scores, name → [n], and its rows, a slice of 0…N; gives a scalar.
         anchors: as in ``score``.
         want: names of outputs, as in ``score``.
         temperature: as in ``score``.

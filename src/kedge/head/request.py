@@ -48,7 +48,7 @@ class Request:
         return [source for source in self.sources if source in needed]
 
     def tensors(self) -> list[Tensor]:
-        """The hidden states, the weight and, if there is one, the bias of each source in turn."""
+        """Return the hidden states, the weight and, if there is one, the bias of each source in turn."""
         return [tensor for source in self.sources.values() for tensor in source_tensors(source)]
 
     def by_source(self, values: Sequence[T]) -> dict[str, list[T]]:
@@ -68,13 +68,13 @@ class Request:
 
 
 def source_tensors(source: Anchor) -> list[Tensor]:
-    """Hidden states, weight and, if there is one, bias."""
+    """Return the hidden states, the weight and, if there is one, the bias."""
     hidden, head = source
     return [hidden, head.weight] if head.bias is None else [hidden, head.weight, head.bias]
 
 
 def public_name(output: Output) -> str:
-    """The name under which a caller knows an output."""
+    """Return the name under which a caller knows an output."""
     source, what = output
     return what if source == POLICY else f"{source}.{what}"
 

@@ -34,9 +34,9 @@ def score(
         log_normalizer        log Σ e^l                         NAME.forward_kl         KL(ρ‖π)
                                                                 NAME.total_variation    ½·Σ |π − ρ|
 
-    where ρ is the anchor called NAME. All are differentiable in hidden states, weight and bias of the policy and of
-    every anchor whose tensors require it. What is not wanted is not computed. The gradient of an infinite value,
-    which only a mask makes, is zero.
+    where ρ is the anchor called NAME. All are differentiable in hidden states, weight and bias, of the policy and
+    of every anchor whose tensors require it. What is not wanted is not computed. The gradient of an infinite
+    value, which only a mask makes, is zero.
 
     Args:
         hidden: the policy's hidden states that predict the targets, [N, H].
@@ -50,22 +50,24 @@ def score(
         chunk_rows: the most rows in a chunk; None follows from the size of the vocabulary.
 
     Returns:
-        For each name in ``want`` a tensor [N] in nats (total variation: between 0 and 1), in float32, or in float64
-        if any input has it.
+        For each name in ``want`` a tensor [N], in nats (total variation: between 0 and 1); float64 if any input
+        is, else float32.
 
     Raises:
-        ValueError: for unknown names, sizes that do not fit, a temperature not above 0, and, on CPU, targets that
-            are not in the vocabulary.
+        ValueError: for unknown names, sizes that do not fit, a temperature not above 0, and, on CPU, targets
+            that are not in the vocabulary.
 
-    Source: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2024, arXiv 2411.09009, for the
-    log-probability; the divergences are those of ``kedge.divergence``.
+    Source: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2024, arXiv 2411.09009, for
+    the log-probability without the matrix; the divergences are those of ``kedge.divergence``.
 
     >>> import torch
-    >>> hidden, reference = torch.zeros(2, 4), torch.zeros(2, 3)
-    >>> targets = torch.tensor([0, 1])
-    >>> anchors = {"reference": (reference, Head(torch.ones(8, 3)))}
+    >>> policy, reference = Head(torch.ones(8, 4)), Head(torch.ones(8, 3))
     >>> scores = score(
-    ...     hidden, Head(torch.ones(8, 4)), targets, anchors=anchors, want={"log_prob", "reference.reverse_kl"}
+    ...     torch.zeros(2, 4),
+    ...     policy,
+    ...     torch.tensor([0, 1]),
+    ...     anchors={"reference": (torch.zeros(2, 3), reference)},
+    ...     want={"log_prob", "reference.reverse_kl"},
     ... )
     >>> [round(value, 4) for value in scores["log_prob"].tolist()]
     [-2.0794, -2.0794]

@@ -16,8 +16,8 @@ class Head:
 
         logits = softcap · tanh(scale · (h Wᵀ + b) / softcap) / temperature       (no tanh without a soft-cap)
 
-    A bias of −∞ removes its entry from the vocabulary, soft-cap or not. Rows of the weight from ``vocabulary`` on
-    are padding: they are cut off before anything is computed, and their gradient is zero.
+    A bias of −∞ removes its entry from the vocabulary, soft-cap or not. Rows of the weight from ``vocabulary``
+    on are padding: they are cut off before anything is computed, and their gradient is zero.
 
     Args:
         weight: W, [V, H].
@@ -27,7 +27,7 @@ class Head:
         vocabulary: how many rows of the weight are tokens; None means all.
 
     Raises:
-        ValueError: if scale or soft-cap is not above 0, the bias does not fit, or the vocabulary exceeds the weight.
+        ValueError: if scale or soft-cap is not above 0, or bias or vocabulary does not fit the weight.
 
     >>> import torch
     >>> Head(torch.zeros(8, 2), vocabulary=5).tokens

@@ -46,7 +46,7 @@ class Workspace:
             projection.load(rows)
 
     def scores(self) -> dict[Output, Tensor]:
-        """Every wanted output of the chunk, [n] each."""
+        """Return every wanted output of the chunk, [n] each."""
         scores = {}
         for source, output in self._request.wanted:
             if output == "log_prob":
@@ -75,7 +75,7 @@ class Workspace:
             self._projections[source].accumulate(self._rows)
 
     def gradients(self) -> list[Tensor | None]:
-        """What has been summed for each of ``request.tensors()``; None where nothing was needed."""
+        """Return what has been summed for each of ``request.tensors()``; None where nothing was needed."""
         flat: list[Tensor | None] = []
         for source, tensors in self._request.by_source(self._request.tensors()).items():
             projection = self._projections.get(source)
@@ -83,7 +83,7 @@ class Workspace:
         return flat
 
     def _elementwise(self, block: slice) -> dict[Output, Tensor]:
-        """The outputs that are sums over the vocabulary, for a block."""
+        """Return the outputs that are sums over the vocabulary, for a block."""
         log_p = self._projections[POLICY].log_probs(block)
         scores: dict[Output, Tensor] = {}
         if (POLICY, "entropy") in self._request.wanted:
@@ -103,7 +103,7 @@ class Workspace:
         return scores
 
     def _log_ratio(self, source: str, block: slice, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """Log q − log p, taken from the logits, which share more digits than the log-probabilities."""
+        """Return log q − log p, taken from the logits, which share more digits than the log-probabilities."""
         policy, other = self._projections[POLICY], self._projections[source]
         shift = other.log_normalizer[block] - policy.log_normalizer[block]
         return finite_log_ratio(log_p, log_q, (other.logits[block] - policy.logits[block]).sub_(shift))
@@ -111,7 +111,7 @@ class Workspace:
     def _logit_gradients(
         self, block: slice, moved: list[str], pulls: Mapping[Output, Pull]
     ) -> dict[str, Tensor]:
-        """The gradient of the logits [n, V] of each source that is moved, for a block."""
+        """Return the gradient of the logits, [n, V], of each source that is moved, for a block."""
         log_probs = {source: each.log_probs(block) for source, each in self._projections.items()}
         comparisons = {}
         for source in self._projections:
