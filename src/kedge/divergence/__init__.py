@@ -1,20 +1,22 @@
 """Divergences between distributions over a vocabulary: exact ones, sampled estimators; tensors only."""
 
 from kedge.divergence.exact import (
-    FAR,
     cross_entropy,
-    cross_entropy_from_log_probs,
     entropy,
+    forward_kl,
+    jensen_shannon,
+    reverse_kl,
+    total_variation,
+)
+from kedge.divergence.log_probs import (
+    FAR,
+    cross_entropy_from_log_probs,
     entropy_from_log_probs,
     excess_exponential,
     finite_log_ratio,
-    forward_kl,
-    jensen_shannon,
     jensen_shannon_from_log_probs,
     kl_from_log_probs,
     probability_difference,
-    reverse_kl,
-    total_variation,
     total_variation_from_log_probs,
 )
 from kedge.divergence.sampled import ESTIMATORS, LINEAR_BEYOND, k1, k2, k3, token_surrogate

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kedge.divergence.exact import excess_exponential
+from kedge.divergence.log_probs import excess_exponential
 
 LINEAR_BEYOND = 20.0
 """Where −L exceeds this many nats, k3 goes on as its tangent: e²⁰ ≈ 5·10⁸ is large, but far from overflow."""

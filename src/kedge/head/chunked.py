@@ -89,8 +89,8 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Any, ...]:
         if ctx.gradients is None:
             raise RuntimeError(
-                "backward ran twice through one kedge.head.reduce, whose gradients are made in forward and handed "
-                "out once; call reduce again, or use kedge.head.score"
+                "backward ran twice through one kedge.head.reduce, whose gradients are made in forward and "
+                "handed out once; call reduce again, or use kedge.head.score"
             )
         gradients, ctx.gradients = ctx.gradients, None
         return None, None, None, None, *(None if each is None else each.mul_(upstream) for each in gradients)

@@ -17,8 +17,8 @@ _BLOCK_LOGITS = 2**17  # a few temporaries of this many numbers stay in a core's
 class Projection:
     """Logits of a chunk, their normalisers, and the way back from the logits' gradient to the parameters.
 
-    Matrix products run over whole chunks, where they are fast. What is element-wise runs over the ``blocks()``
-    of a chunk, so that one pass after another finds the same numbers in the cache.
+    Matrix products run over whole chunks, where they are fast. What is element-wise runs over ``blocks()`` of
+    a chunk, so that one pass after another finds the same numbers in the cache.
 
     Args:
         source: hidden states and head.

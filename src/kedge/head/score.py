@@ -34,9 +34,9 @@ def score(
         log_normalizer        log Σ e^l                         NAME.forward_kl         KL(ρ‖π)
                                                                 NAME.total_variation    ½·Σ |π − ρ|
 
-    where ρ is the anchor called NAME. All are differentiable in hidden states, weight and bias, of the policy and
-    of every anchor whose tensors require it. What is not wanted is not computed. The gradient of an infinite
-    value, which only a mask makes, is zero.
+    where ρ is the anchor called NAME. All are differentiable in hidden states, weight and bias, of the policy
+    and of every anchor whose tensors require it. What is not wanted is not computed. The gradient of an
+    infinite value, which only a mask makes, is zero.
 
     Args:
         hidden: the policy's hidden states that predict the targets, [N, H].
@@ -50,8 +50,8 @@ def score(
         chunk_rows: the most rows in a chunk; None follows from the size of the vocabulary.
 
     Returns:
-        For each name in ``want`` a tensor [N], in nats (total variation: between 0 and 1); float64 if any input
-        is, else float32.
+        For each name in ``want`` a tensor [N], in nats (total variation: between 0 and 1); float64 if any
+        input is, else float32.
 
     Raises:
         ValueError: for unknown names, sizes that do not fit, a temperature not above 0, and, on CPU, targets

@@ -16,8 +16,8 @@ class Head:
 
         logits = softcap · tanh(scale · (h Wᵀ + b) / softcap) / temperature       (no tanh without a soft-cap)
 
-    A bias of −∞ removes its entry from the vocabulary, soft-cap or not. Rows of the weight from ``vocabulary``
-    on are padding: they are cut off before anything is computed, and their gradient is zero.
+    A bias of −∞ removes its entry from the vocabulary, soft-cap or not. Rows of the weight from
+    ``vocabulary`` on are padding: they are cut off before anything is computed, and their gradient is zero.
 
     Args:
         weight: W, [V, H].
