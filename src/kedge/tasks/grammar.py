@@ -77,7 +77,11 @@ class Grammar:
 
         @cache
         def entropy(symbol: str) -> float:
-            return sum(p * (-math.log(p) + sum(map(entropy, body))) for p, body in self.rules.get(symbol, ()))
+            if symbol not in self.rules:
+                return 0.0
+            return math.fsum(
+                p * (math.fsum(map(entropy, body)) - math.log(p)) for p, body in self.rules[symbol]
+            )
 
         return entropy(self.start)
 
@@ -88,7 +92,7 @@ class Grammar:
         def length(symbol: str) -> float:
             if symbol not in self.rules:
                 return 1.0
-            return sum(p * sum(map(length, body)) for p, body in self.rules[symbol])
+            return math.fsum(p * math.fsum(map(length, body)) for p, body in self.rules[symbol])
 
         return length(self.start)
 

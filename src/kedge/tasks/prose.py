@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import math
 import random
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from kedge.errors import UserError
 from kedge.tasks import lexicon
 from kedge.tasks.english import grammar
 from kedge.tasks.vocabulary import fixed_tokenizer
@@ -26,7 +27,7 @@ from kedge.tasks.vocabulary import fixed_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Split = Literal["train", "heldout"]
+SPLITS = ("train", "heldout")
 
 CONTEXT = 96
 _POLARITY = lexicon.polarities()
@@ -43,7 +44,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return fixed_tokenizer(lexicon.vocabulary(), unit="word", context=CONTEXT)
 
 
-def prompts(split: Split, count: int, seed: int) -> list[dict[str, Any]]:
+def prompts(split: str, count: int, seed: int) -> list[dict[str, Any]]:
     """Draw prompts, topics uniformly.
 
     Args:
@@ -64,7 +65,7 @@ def prompts(split: Split, count: int, seed: int) -> list[dict[str, Any]]:
     return [{"prompt": f"topic : {generator.choice(topics)}"} for _ in range(count)]
 
 
-def examples(split: Split, count: int, seed: int) -> list[dict[str, Any]]:
+def examples(split: str, count: int, seed: int) -> list[dict[str, Any]]:
     """Draw prompts with a completion each, from the true distribution.
 
     Args:
@@ -201,7 +202,7 @@ def grammaticality(prompt: str, completion: str) -> float:
 def _topic(prompt: str) -> str:
     words = prompt.split()
     if len(words) != 3 or words[:2] != lexicon.PROMPT_WORDS or words[2] not in lexicon.TOPICS:
-        raise ValueError(f"not a prompt of the prose task: {prompt!r}; topics: {', '.join(lexicon.TOPICS)}")
+        raise UserError(f"not a prompt of the prose task: {prompt!r}; topics: {', '.join(lexicon.TOPICS)}")
     return words[2]
 
 
@@ -209,7 +210,7 @@ def _count(words: list[str], polarity: lexicon.Polarity) -> int:
     return sum(_POLARITY.get(word) == polarity for word in words)
 
 
-def _stream(kind: str, split: Split, seed: int) -> random.Random:
-    if split not in ("train", "heldout"):
-        raise ValueError(f"split must be 'train' or 'heldout', not {split!r}")
+def _stream(kind: str, split: str, seed: int) -> random.Random:
+    if split not in SPLITS:
+        raise UserError(f"the prose task has no split {split!r}; there are {' and '.join(SPLITS)}")
     return random.Random(f"prose/{kind}/{split}/{seed}")

@@ -17,14 +17,15 @@ from __future__ import annotations
 
 import random
 import zlib
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from kedge.errors import UserError
 from kedge.tasks.vocabulary import fixed_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Split = Literal["train", "heldout"]
+SPLITS = ("train", "heldout")
 
 SYMBOLS = "0123456789+= #"
 CONTEXT = 48
@@ -43,7 +44,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return fixed_tokenizer(list(SYMBOLS), unit="character", context=CONTEXT)
 
 
-def split_of(first: int, second: int) -> Split:
+def split_of(first: int, second: int) -> str:
     """Return the split that the problem ``first+second=`` belongs to, whichever term comes first.
 
     >>> from kedge.tasks import sums
@@ -80,7 +81,7 @@ def hasty(first: int, second: int) -> str:
     return f"#{(first + 5) // 10 * 10 + (second + 5) // 10 * 10}"
 
 
-def prompts(split: Split, count: int, seed: int) -> list[dict[str, Any]]:
+def prompts(split: str, count: int, seed: int) -> list[dict[str, Any]]:
     """Draw problems of a split, uniformly, with replacement.
 
     Args:
@@ -102,7 +103,7 @@ def prompts(split: Split, count: int, seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def examples(split: Split, count: int, seed: int) -> list[dict[str, Any]]:
+def examples(split: str, count: int, seed: int) -> list[dict[str, Any]]:
     """Draw problems with a worked answer each, a share `CAREFUL_SHARE` of them careful, the rest hasty.
 
     Args:
@@ -141,9 +142,9 @@ def correct(prompts: list[str], completions: list[str], answer: list[str], **_: 
     ]
 
 
-def _problems(split: Split, count: int, generator: random.Random) -> list[tuple[int, int]]:
-    if split not in ("train", "heldout"):
-        raise ValueError(f"split must be 'train' or 'heldout', not {split!r}")
+def _problems(split: str, count: int, generator: random.Random) -> list[tuple[int, int]]:
+    if split not in SPLITS:
+        raise UserError(f"the sums task has no split {split!r}; there are {' and '.join(SPLITS)}")
     found: list[tuple[int, int]] = []
     while len(found) < count:
         first, second = generator.randint(LOWEST, HIGHEST), generator.randint(LOWEST, HIGHEST)
