@@ -78,6 +78,7 @@ def hidden_states(
     columns = torch.arange(width, device=tokens.device)[None]
     mask = None
     if padding_side == "left":
+        _refuse_left_padding(model)
         columns = columns - (width - lengths)[:, None]
         mask = (columns >= 0).long()
         position = position + (width - lengths)[row]
@@ -91,6 +92,17 @@ def _run(model: PreTrainedModel, ids: Tensor, positions: Tensor, mask: Tensor | 
     output = model.get_decoder()(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
     hidden: Tensor = output.last_hidden_state
     return hidden
+
+
+def _refuse_left_padding(model: PreTrainedModel) -> None:
+    """Refuse the one case in which padding on the left makes NaN, in transformers' own attention.
+
+    There the mask of a padding row is float64's lowest number all along, which float32 does not hold.
+    """
+    if model.dtype == torch.float64 and model.config._attn_implementation == "eager":
+        raise UserError(
+            f"{type(model).__name__} with eager attention in float64 cannot be padded on the left: pad on the right"
+        )
 
 
 _PACKS: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()

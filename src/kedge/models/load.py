@@ -49,6 +49,7 @@ def load_model(
             revision=revision or "main",
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported below
             output_loading_info=True,
         )
     absent = sorted(loaded["missing_keys"]) + sorted(str(name) for name in loaded["mismatched_keys"])

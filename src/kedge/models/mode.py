@@ -62,7 +62,10 @@ def enable_activation_checkpointing(model: PreTrainedModel) -> PreTrainedModel:
             f"{type(model).__name__} does not support activation checkpointing: switch it off, "
             "or lower the micro-batch size to save memory"
         )
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    else:  # what older releases of transformers 5 call it
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
 

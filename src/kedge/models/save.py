@@ -24,6 +24,7 @@ def save_model(
         RunError: the folder cannot be written, or there is no space left.
     """
     try:
+        Path(directory).mkdir(parents=True, exist_ok=True)  # transformers goes on silently if it is a file
         with quiet():
             model.save_pretrained(directory)
             if tokenizer is not None:

@@ -36,7 +36,7 @@ def special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     pad = tokenizer.pad_token_id
     pad = getattr(model.config, "pad_token_id", None) if pad is None else pad
     pad = ends[0] if pad is None else pad
-    for name, number in [("pad", pad), *(("eos", end) for end in ends)]:
+    for name, number in [*(("eos", end) for end in ends), ("pad", pad)]:
         if not 0 <= number < rows:
             raise UserError(
                 f"the {name} token has id {number}, but the model's vocabulary has {rows} rows: use the "

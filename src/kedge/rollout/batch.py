@@ -56,7 +56,8 @@ class Batch:
         width, count = max(map(len, prompts)), len(prompts) * copies
         self.cache = RolloutCache(capacity=width + limit - 1)
         hidden = self._read(prompts, prompt_lengths).repeat_interleave(copies, dim=0)
-        self.cache.expand(copies)
+        self.cache.expand(copies, prompt_lengths)
+        self.padded = min(map(len, prompts)) < width
 
         tokens = torch.zeros(count, limit, dtype=torch.long, device=self.device)
         log_probs = torch.zeros(count, limit, dtype=self.head.weight.dtype, device=self.device)
@@ -83,22 +84,20 @@ class Batch:
         return self._packed(prompts, prompt_lengths, tokens, log_probs, lengths, finished)
 
     def _read(self, prompts: Sequence[Sequence[int]], lengths: Tensor) -> Tensor:
-        """Return the hidden state behind each prompt; prompts are padded on the left to end together."""
+        """Return the hidden state behind each prompt.
+
+        Prompts are padded on the right, which needs no mask; the cache aligns their ends afterwards.
+        """
         width = max(map(len, prompts))
-        ids = torch.tensor(
-            [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=self.device
-        )
-        positions = torch.arange(width, device=self.device) - (width - lengths)[:, None]
-        self.padded = min(map(len, prompts)) < width
+        rows = [list(prompt) + [0] * (width - len(prompt)) for prompt in prompts]
         output = self.backbone(
-            input_ids=ids,
-            attention_mask=(positions >= 0).long() if self.padded else None,
-            position_ids=positions.clamp(min=0),
+            input_ids=torch.tensor(rows, device=self.device),
+            position_ids=torch.arange(width, device=self.device)[None],
             past_key_values=self.cache,
             use_cache=True,
         )
-        hidden: Tensor = output.last_hidden_state[:, -1]
-        return hidden
+        hidden: Tensor = output.last_hidden_state
+        return hidden[torch.arange(len(prompts), device=self.device), lengths - 1]
 
     def _extend(self, tokens: Tensor, before: Tensor, width: int, step: int) -> Tensor:
         """Return the hidden state behind each response's newest token."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
@@ -25,10 +26,17 @@ class RolloutCache(Cache):
     def __init__(self, capacity: int) -> None:
         super().__init__(layer_class_to_replicate=lambda: _RolloutLayer(capacity))
 
-    def expand(self, copies: int) -> None:
-        """Turn the row of each prompt into ``copies`` rows."""
+    def expand(self, copies: int, lengths: Tensor) -> None:
+        """Turn the row of each prompt into ``copies`` rows that end together.
+
+        Prompts come in padded on the right; each is moved to the end of its row, where the response goes on.
+        What is left before it are copies of its first column, for the mask to hide.
+        """
+        width = self.get_seq_length()
+        rows = torch.arange(len(lengths), device=lengths.device).repeat_interleave(copies)
+        columns = torch.arange(width, device=lengths.device) - (width - lengths)[:, None]
         for layer in self.layers:
-            layer.expand(copies)
+            layer.expand(rows, columns.clamp(min=0).repeat_interleave(copies, dim=0))
 
     def keep(self, rows: Tensor) -> None:
         """Drop every other row."""
@@ -59,9 +67,9 @@ class _RolloutLayer(DynamicLayer):
         self._view()
         return self.keys, self.values
 
-    def expand(self, copies: int) -> None:
-        self.key_room = self._roomy(self.keys, copies)
-        self.value_room = self._roomy(self.values, copies)
+    def expand(self, rows: Tensor, columns: Tensor) -> None:
+        self.key_room = self._roomy(self.keys, rows, columns)
+        self.value_room = self._roomy(self.values, rows, columns)
         self._view()
 
     def keep(self, rows: Tensor) -> None:
@@ -70,10 +78,9 @@ class _RolloutLayer(DynamicLayer):
         self.key_room, self.value_room = self.key_room[: len(rows)], self.value_room[: len(rows)]
         self._view()
 
-    def _roomy(self, filled: Tensor, copies: int) -> Tensor:
-        rows, heads, length, width = filled.shape
-        room = filled.new_empty(rows * copies, heads, self.capacity, width)
-        room[:, :, :length] = filled.repeat_interleave(copies, dim=0)
+    def _roomy(self, filled: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        room = filled.new_empty(len(rows), filled.shape[1], self.capacity, filled.shape[-1])
+        room[:, :, : self.length] = filled.transpose(1, 2)[rows[:, None], columns].transpose(1, 2)
         return room
 
     def _view(self) -> None:
