@@ -73,9 +73,10 @@ def _read_jsonl(path: Path) -> Rows:
     rows, numbers = [], []
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            place = f"{path}, line {number}"
             if not line.strip():
                 continue
-            rows.append(_object(_parse(line, f"{path}, line {number}"), f"{path}, line {number}"))
+            rows.append(_object(_parse(line.strip(), place), place))
             numbers.append(number)
     return Rows(rows, str(path), "line", numbers)
 
@@ -93,7 +94,7 @@ def _read_json(path: Path) -> Rows:
             ) from error
         raise _malformed(error, str(path)) from error
     if not isinstance(value, list):
-        raise UserError(f"{path}: holds a {_kind(value)}; a list of objects is expected: [{{…}}, {{…}}]")
+        raise UserError(f"{path}: holds {_kind(value)}; a list of objects is expected: [{{…}}, {{…}}]")
     return Rows([_object(row, f"{path}, row {i}") for i, row in enumerate(value, start=1)], str(path))
 
 
@@ -133,13 +134,13 @@ def _malformed(error: ValueError, place: str) -> UserError:
 
 def _object(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{place}: a {_kind(value)} where an object with named columns is expected: {{…}}")
+        raise UserError(f"{place}: {_kind(value)} where an object with named columns is expected: {{…}}")
     return value
 
 
 def _kind(value: Any) -> str:
-    kinds = {list: "list", str: "string", dict: "object", bool: "boolean", type(None): "null"}
-    return kinds.get(type(value), "number")
+    kinds = {list: "a list", str: "a string", dict: "an object", bool: "a boolean", type(None): "null"}
+    return kinds.get(type(value), "a number")
 
 
 def _missing(path: Path) -> str:

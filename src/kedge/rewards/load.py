@@ -93,8 +93,7 @@ def _siblings(name: str) -> list[str]:
     """Modules in the package that a module was looked for in."""
     parent = name.rpartition(".")[0]
     path = getattr(sys.modules.get(parent), "__path__", None) if parent else None
-    prefix = f"{parent}." if parent else ""
-    return [prefix + item.name for item in pkgutil.iter_modules(path)] if path or not parent else []
+    return [item.name for item in pkgutil.iter_modules(path)] if path or not parent else []
 
 
 def _import_failed(spec: str, error: Exception) -> UserError:
