@@ -81,7 +81,7 @@ def test_functions_without_keywords_get_the_columns_they_name() -> None:
     def exact(completions: list[str], prompts: list[str], answer: list[str]) -> list[float]:
         return [float(a == b) for a, b in zip(completions, answer, strict=True)]
 
-    columns = {"answer": ["", "a", "x", "ccc"], "level": [1, 2, 3, 4]}
+    columns: dict[str, list[Any]] = {"answer": ["", "a", "x", "ccc"], "level": [1, 2, 3, 4]}
     assert only(exact).score(PROMPTS, COMPLETIONS, columns).total == [1.0, 1.0, 0.0, 1.0]
 
 

@@ -12,7 +12,7 @@ GRACE = 1.0
 """Seconds that an interrupted call gets to end."""
 
 
-class TimedOut(Exception):  # noqa: N818  (an outcome that the caller turns into an error)
+class TimedOut(Exception):
     """A call did not end in time; ``ended`` tells whether it could be interrupted."""
 
     def __init__(self, ended: bool) -> None:

@@ -83,7 +83,7 @@ def _named(name: str, spec: str) -> ModuleType:
         if name != missing and not name.startswith(f"{missing}."):
             raise _import_failed(spec, error) from error
         raise UserError(
-            f"reward {spec!r}: no module {missing!r}{_near(missing, _siblings(missing))}"
+            f"reward {spec!r}: no module {missing!r}{_near(missing.rpartition('.')[2], _siblings(missing))}"
         ) from error
     except Exception as error:
         raise _import_failed(spec, error) from error
