@@ -16,16 +16,22 @@ from kedge.objective.anchor import (
     caution,
     refusal,
 )
+from kedge.objective.controllers import Adaptive, Budget, Controller, Fixed, Unit
 from kedge.objective.correction import Correction, correction_weights
 from kedge.objective.policy_loss import PolicyLoss, TokenInputs
 from kedge.objective.trust_region import TrustRegion, clip_masks, ratio, surrogate
 
 __all__ = [
+    "Adaptive",
     "Anchor",
+    "Budget",
+    "Controller",
     "Correction",
+    "Fixed",
     "PolicyLoss",
     "TokenInputs",
     "TrustRegion",
+    "Unit",
     "aggregation_weights",
     "anchor_rewards",
     "anchor_term",

@@ -1,4 +1,4 @@
-"""The anchor: how the KL between policy and reference enters the objective (measure × placement × gradient)."""
+"""How the KL between policy and reference enters the objective: measure × placement × gradient."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Anchor:
 
     In the ``reward``, nothing is differentiated::
 
-        published  −β Σ_t k_t joins the response's reward before the group's normalisation (see `anchor_rewards`)
+        published  −β Σ_t k_t joins the response's reward, before the group's normalisation
         token      −β L_t joins the token's advantage, after the normalisation
         sequence   −β Σ_{u≥t} L_u joins the token's advantage, after the normalisation
 
@@ -42,7 +42,7 @@ class Anchor:
         placement: Where it acts.
         gradient: As the papers differentiate it, right per state, or right for the whole response.
         weights: Importance weights for the ``sequence`` gradient in the loss.
-        baseline: For ``sequence``: subtract the mean to-go of the group's other responses at the same position.
+        baseline: For ``sequence``: subtract the group's mean to-go at the position (`position_baseline`).
 
     Not every combination means something: `refusal` says why, and a configuration should ask it.
 
@@ -76,8 +76,8 @@ def undefined(anchor: Anchor) -> str | None:
     """
     if anchor.direction == "forward" and not anchor.exact:
         return (
-            f"forward KL is KL(reference‖policy): {anchor.measure} would need tokens drawn from the reference; "
-            "use measure exact"
+            f"forward KL is KL(reference‖policy): {anchor.measure} would need tokens drawn from the "
+            "reference; use measure exact"
         )
     if anchor.gradient != "sequence" and (anchor.weights != "none" or anchor.baseline):
         return f"weights and baseline act on gradient sequence only, and do nothing with {anchor.gradient}"
@@ -90,7 +90,7 @@ def refusal(anchor: Anchor) -> str | None:
     """Say why this combination means nothing, with the remedy; None if it is fine.
 
     >>> refusal(Anchor("k1", gradient="published"))
-    'k1 differentiated as a loss has an expected gradient of zero: no anchor at all; use gradient token'
+    'k1 as a loss has an expected gradient of zero: no anchor at all; use gradient token'
     """
     if reason := undefined(anchor):
         return reason
@@ -109,7 +109,7 @@ def refusal(anchor: Anchor) -> str | None:
     if anchor.measure in ("k2", "k3") and anchor.placement == "reward" and anchor.gradient == "token":
         return f"{anchor.measure} in the reward is not right per state; use measure k1, or gradient published"
     if anchor.measure == "k1" and anchor.placement == "loss" and anchor.gradient == "published":
-        return "k1 differentiated as a loss has an expected gradient of zero: no anchor at all; use gradient token"
+        return "k1 as a loss has an expected gradient of zero: no anchor at all; use gradient token"
     return None
 
 
@@ -129,11 +129,11 @@ def caution(anchor: Anchor) -> str | None:
             "gradient token is right per state"
         )
     if anchor.measure == "k2":
-        return "k2 in the reward follows the gradient of E[L²]/2 − KL(policy‖reference), not of the KL; k1 is right"
+        return "k2 in the reward has the gradient of E[L²]/2 − KL(policy‖reference), not of the KL; use k1"
     if anchor.measure == "k3":
         return (
-            "k3 in the reward follows the gradient of KL(policy‖reference) − KL(reference‖policy), which vanishes "
-            "to first order: almost no anchor; k1 is right"
+            "k3 in the reward has the gradient of KL(policy‖reference) − KL(reference‖policy), which "
+            "vanishes to first order: almost no anchor; k1 is right"
         )
     return "the group's standard deviation divides a KL put in the reward before it, and so rescales β"
 

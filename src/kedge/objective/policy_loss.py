@@ -57,7 +57,7 @@ class PolicyLoss:
 
     ::
 
-        −Σ weights·correction·surrogate  +  β Σ anchor_weights·anchor  −  entropy_coefficient Σ weights·entropy
+        −Σ weights·(correction·surrogate + entropy_coefficient·entropy)  +  β Σ anchor_weights·anchor
 
     For each update: ask `statistics`; if it names any outputs of the head, compute them for whole responses
     without gradients; call `prepare`; then give the loss to `kedge.head.reduce` with `want`, on the prepared
