@@ -1,10 +1,13 @@
 """Divergences between distributions over a vocabulary: exact ones, sampled estimators; tensors only."""
 
 from kedge.divergence.exact import (
+    Normalizer,
     cross_entropy,
     entropy,
     forward_kl,
     jensen_shannon,
+    log_ratio_of_logits,
+    normalizer,
     reverse_kl,
     total_variation,
 )
@@ -25,6 +28,7 @@ __all__ = [
     "ESTIMATORS",
     "FAR",
     "LINEAR_BEYOND",
+    "Normalizer",
     "cross_entropy",
     "cross_entropy_from_log_probs",
     "entropy",
@@ -38,6 +42,8 @@ __all__ = [
     "k2",
     "k3",
     "kl_from_log_probs",
+    "log_ratio_of_logits",
+    "normalizer",
     "probability_difference",
     "reverse_kl",
     "token_surrogate",

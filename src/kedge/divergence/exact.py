@@ -8,6 +8,7 @@ differentiable in all its tensors.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,46 @@ from kedge.divergence.log_probs import (
 )
 
 _NATS = {"nats": 1.0, "bits": math.log(2.0)}  # nats in one unit
+
+
+class Normalizer(NamedTuple):
+    """The log-normaliser of logits in two parts, log Σ eˡ = maximum + log_sum, [..., 1] each.
+
+    A small KL is lost if they are added up before those of another distribution are subtracted.
+    """
+
+    maximum: Tensor
+    log_sum: Tensor
+
+    def log_probs(self, logits: Tensor) -> Tensor:
+        """Return the log-probabilities of the logits that this normalises."""
+        return (logits - self.maximum) - self.log_sum
+
+
+def normalizer(logits: Float[Tensor, "*rows V"]) -> Normalizer:
+    """Return the two parts of log Σ eˡ = max l + log Σ e^(l − max l).
+
+    >>> maximum, log_sum = normalizer(torch.tensor([1000.0, 1000.0]))
+    >>> maximum.item(), round(log_sum.item(), 6)
+    (1000.0, 0.693147)
+    """
+    maximum = logits.detach().amax(
+        -1, keepdim=True
+    )  # a constant: whatever it is, the sum of the parts is the same
+    return Normalizer(maximum, (logits - maximum).exp().sum(-1, keepdim=True).log())
+
+
+def log_ratio_of_logits(
+    p_logits: Tensor, p_normalizer: Normalizer, q_logits: Tensor, q_normalizer: Normalizer
+) -> Tensor:
+    """Return log q − log p, taken where most digits are left: logits first, normalisers part by part.
+
+    >>> p, q = torch.tensor([1000.0, 1001.0]), torch.tensor([1000.0, 1001.5])
+    >>> [round(x, 5) for x in log_ratio_of_logits(p, normalizer(p), q, normalizer(q)).tolist()]
+    [-0.38815, 0.11185]
+    """
+    maxima = q_normalizer.maximum - p_normalizer.maximum
+    return (q_logits - p_logits) - (maxima + (q_normalizer.log_sum - p_normalizer.log_sum))
 
 
 def entropy(
@@ -46,7 +87,8 @@ def entropy(
     >>> entropy(torch.zeros(4), unit="bits").item()
     2.0
     """
-    return _in_unit(entropy_from_log_probs(_tempered(logits, temperature).log_softmax(-1)), unit)
+    logits = _tempered(logits, temperature)
+    return _in_unit(entropy_from_log_probs(normalizer(logits).log_probs(logits)), unit)
 
 
 def cross_entropy(
@@ -106,8 +148,7 @@ def reverse_kl(
     >>> round(reverse_kl(policy.log(), reference.log()).item(), 6)
     0.143841
     """
-    log_p, log_q, x = _compare(policy_logits, reference_logits, temperature)
-    return _in_unit(kl_from_log_probs(log_p, log_q, x), unit)
+    return _in_unit(kl_from_log_probs(*_compare(policy_logits, reference_logits, temperature)), unit)
 
 
 def forward_kl(
@@ -167,8 +208,7 @@ def jensen_shannon(
     >>> jensen_shannon(torch.tensor([0.0, -math.inf]), torch.tensor([-math.inf, 0.0]), unit="bits").item()
     1.0
     """
-    log_p, log_q, _ = _compare(p_logits, q_logits, temperature)
-    return _in_unit(jensen_shannon_from_log_probs(log_p, log_q), unit)
+    return _in_unit(jensen_shannon_from_log_probs(*_compare(p_logits, q_logits, temperature)), unit)
 
 
 def total_variation(
@@ -203,16 +243,17 @@ def _tempered(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _compare(p_logits: Tensor, q_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return both log-probabilities, and their log-ratio taken from the logits, which share more digits."""
+    """Return both log-probabilities, and what ``finite_log_ratio`` makes of them."""
     if p_logits.shape != q_logits.shape:
         raise ValueError(
             f"the logits have shapes {tuple(p_logits.shape)} and {tuple(q_logits.shape)}; "
             "both distributions need the same rows and the same vocabulary"
         )
-    left, right = _tempered(p_logits, temperature), _tempered(q_logits, temperature)
-    log_p, log_q = left.log_softmax(-1), right.log_softmax(-1)
-    shift = right.logsumexp(-1, keepdim=True) - left.logsumexp(-1, keepdim=True)
-    return log_p, log_q, finite_log_ratio(log_p, log_q, (right - left) - shift)
+    p_logits, q_logits = _tempered(p_logits, temperature), _tempered(q_logits, temperature)
+    p_normalizer, q_normalizer = normalizer(p_logits), normalizer(q_logits)
+    log_p, log_q = p_normalizer.log_probs(p_logits), q_normalizer.log_probs(q_logits)
+    log_ratio = log_ratio_of_logits(p_logits, p_normalizer, q_logits, q_normalizer)
+    return log_p, log_q, finite_log_ratio(log_p, log_q, log_ratio)
 
 
 def _in_unit(nats: Tensor, unit: str) -> Tensor:

@@ -169,17 +169,27 @@ def total_variation_from_log_probs(
 
 
 def jensen_shannon_from_log_probs(
-    log_p: Float[Tensor, "*rows V"], log_q: Float[Tensor, "*rows V"]
+    log_p: Float[Tensor, "*rows V"],
+    log_q: Float[Tensor, "*rows V"],
+    log_ratio: Float[Tensor, "*rows V"] | None = None,
 ) -> Float[Tensor, "*rows"]:
     """Jensen–Shannon divergence, in nats, between 0 and log 2.
 
         JS(p, q) = ½·KL(p‖m) + ½·KL(q‖m),   m = ½·(p + q)
 
+    Args:
+        log_p: normalised log-probabilities, [..., V].
+        log_q: the same of the other distribution.
+        log_ratio: what ``finite_log_ratio(log_p, log_q)`` returns, if it is at hand.
+
+    Returns:
+        JS, [...].
+
     >>> p, q = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     >>> round(jensen_shannon_from_log_probs(p.log(), q.log()).item(), 6)
     0.693147
     """
-    x = finite_log_ratio(log_p, log_q)
+    x = finite_log_ratio(log_p, log_q) if log_ratio is None else log_ratio
     p, q = log_p.exp(), log_q.exp()
     mean = 0.5 * (p + q)
     terms = _excess_terms(p, mean, _log_mean_ratio(x)) + _excess_terms(q, mean, _log_mean_ratio(-x))

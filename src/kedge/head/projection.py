@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kedge.divergence import Normalizer, normalizer
 from kedge.head.request import source_tensors
 from kedge.head.types import Anchor
 
@@ -42,7 +43,7 @@ class Projection:
             for tensor, needed in zip(self._parameters, needs, strict=True)
         ]
         self.logits = self._buffer
-        self.log_normalizer = self._maximum = self._log_sum = self._buffer[:, :1]
+        self.normalizer = Normalizer(self._buffer[:, :1], self._buffer[:, :1])
 
     @property
     def trains(self) -> bool:
@@ -54,8 +55,7 @@ class Projection:
         hidden = self._hidden[rows].to(self._weight.dtype)
         self.logits = torch.mm(hidden, self._weight.T, out=self._buffer[: hidden.shape[0]])
         parts = [self._finish(self.logits[block]) for block in self.blocks()]
-        self._maximum, self._log_sum = (torch.cat(columns) for columns in zip(*parts, strict=True))
-        self.log_normalizer = self._maximum + self._log_sum
+        self.normalizer = Normalizer(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
     def blocks(self) -> list[slice]:
         """Return the rows of the chunk, a few at a time."""
@@ -65,11 +65,20 @@ class Projection:
 
     def log_prob(self, targets: Tensor) -> Tensor:
         """Return the log-probability [n] of one token in each row of the chunk."""
-        return (self.logits.gather(-1, targets[:, None]) - self._maximum - self._log_sum).squeeze(-1)
+        return self.normalizer.log_probs(self.logits.gather(-1, targets[:, None])).squeeze(-1)
+
+    def log_normalizer(self) -> Tensor:
+        """Return log Σ eˡ, [n], of each row of the chunk."""
+        return (self.normalizer.maximum + self.normalizer.log_sum).squeeze(-1)
+
+    def block(self, block: slice) -> tuple[Tensor, Normalizer]:
+        """Return the logits and their normalisers of a block."""
+        return self.logits[block], Normalizer(*(part[block] for part in self.normalizer))
 
     def log_probs(self, block: slice) -> Tensor:
         """Return the log-probabilities [n, V] of all tokens in each row of a block."""
-        return (self.logits[block] - self._maximum[block]).sub_(self._log_sum[block])
+        logits, normalizer = self.block(block)
+        return normalizer.log_probs(logits)
 
     def put_gradient(self, block: slice, gradient: Tensor) -> None:
         """Overwrite a block's logits with the gradient of h Wᵀ + b, given that of the logits."""
@@ -96,8 +105,8 @@ class Projection:
             for total, parameter in zip(self._sums, self._parameters, strict=True)
         ]
 
-    def _finish(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn a block of h Wᵀ into logits, in place; return their maxima and log Σ e^(l − maximum)."""
+    def _finish(self, logits: Tensor) -> Normalizer:
+        """Turn a block of h Wᵀ into logits, in place, and return their normaliser."""
         head = self._head
         if head.bias is not None:
             logits += head.bias[: head.tokens]
@@ -107,5 +116,4 @@ class Projection:
             masked = logits == -math.inf
             logits.mul_(head.scale / head.softcap).tanh_().mul_(head.softcap / self._temperature)
             logits.masked_fill_(masked, -math.inf)
-        maximum = logits.amax(-1, keepdim=True)
-        return maximum, (logits - maximum).exp_().sum(-1, keepdim=True).log_()
+        return normalizer(logits)

@@ -31,9 +31,10 @@ def reduce(
         loss = Σ over chunks of per_token(scores of the chunk, rows of the chunk)
 
     If ``per_token`` is a sum over tokens, value and gradients are those of
-    ``per_token(score(…), slice(0, N))``, but no logits are made a second time. What a token's loss has to know of other tokens must come in as a
-    constant, to be indexed by ``rows``. The gradients reach the head's inputs only, nothing else that
-    ``per_token`` may use; they are handed out once: a second backward through the same loss is an error.
+    ``per_token(score(…), slice(0, N))``, but no logits are made a second time. What a token's loss has to know
+    of other tokens must come in as a constant, to be indexed by ``rows``. The gradients reach the head's inputs
+    only, nothing else that ``per_token`` may use; they are handed out once: a second backward through the same
+    loss is an error.
 
     Args:
         hidden: the policy's hidden states that predict the targets, [N, H].

@@ -11,6 +11,7 @@ from kedge.divergence import (
     entropy_from_log_probs,
     finite_log_ratio,
     kl_from_log_probs,
+    log_ratio_of_logits,
     total_variation_from_log_probs,
 )
 from kedge.head.gradients import Comparison, Pull, logit_gradient
@@ -52,7 +53,7 @@ class Workspace:
             if output == "log_prob":
                 scores[source, output] = self._projections[source].log_prob(self._targets)
             elif output == "log_normalizer":
-                scores[source, output] = self._projections[source].log_normalizer.squeeze(-1)
+                scores[source, output] = self._projections[source].log_normalizer()
         elementwise = [output for output in self._request.wanted if output not in scores]
         if elementwise:
             parts = [self._elementwise(block) for block in self._projections[POLICY].blocks()]
@@ -103,10 +104,9 @@ class Workspace:
         return scores
 
     def _log_ratio(self, source: str, block: slice, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """Return log q − log p, taken from the logits, which share more digits than the log-probabilities."""
         policy, other = self._projections[POLICY], self._projections[source]
-        shift = other.log_normalizer[block] - policy.log_normalizer[block]
-        return finite_log_ratio(log_p, log_q, (other.logits[block] - policy.logits[block]).sub_(shift))
+        log_ratio = log_ratio_of_logits(*policy.block(block), *other.block(block))
+        return finite_log_ratio(log_p, log_q, log_ratio)
 
     def _logit_gradients(
         self, block: slice, moved: list[str], pulls: Mapping[Output, Pull]
