@@ -61,6 +61,18 @@ def test_bfloat16_models_draw_from_float32_logits(make, tokenizer, prompts):
     assert (rollout.sampler_log_probs - forced(model, rollout)).abs().mean() < 0.02
 
 
+def test_under_autocast_the_backbone_follows_and_the_logits_do_not(make, tokenizer, prompts):
+    model = make()
+    one = SamplingConfig(responses_per_prompt=3, max_new_tokens=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        rollout = generate(model, tokenizer, prompts, one, seeded())
+        tokens, lengths = rollout.sequences()
+        hidden = hidden_states(model, tokens, lengths)[rollout.predicting()]
+    scores = score(hidden, head_of(model), rollout.response_tokens, want={"log_prob"})
+    assert (hidden - hidden_states(model, tokens, lengths)[rollout.predicting()]).abs().max() > 1e-4
+    torch.testing.assert_close(rollout.sampler_log_probs, scores["log_prob"].detach(), atol=1e-5, rtol=0)
+
+
 def test_greedy_log_probs_are_those_at_temperature_one(make, tokenizer, prompts):
     model = make()
     rollout = generate(model, tokenizer, prompts, GREEDY, seeded())

@@ -34,6 +34,11 @@ def fingerprint(model: PreTrainedModel) -> str:
 
     Returns:
         64 hexadecimal digits.
+
+    >>> from kedge.models import build_model
+    >>> one, same, other = (build_model(32, hidden_size=8, layers=1, heads=2, seed=seed) for seed in (0, 0, 1))
+    >>> fingerprint(one) == fingerprint(same), fingerprint(one) == fingerprint(other)
+    (True, False)
     """
     tensors = dict(model.named_parameters())
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}

@@ -38,6 +38,15 @@ def load_model(
         UserError: no such folder or name; no configuration or no weights there; an unknown architecture;
             weights missing from the files.
         RunError: damaged files; the hub cannot be reached.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from kedge.models import build_model, fingerprint, save_model
+    >>> model = build_model(32, hidden_size=8, layers=1, heads=2, context=16, seed=0)
+    >>> with TemporaryDirectory() as folder:
+    ...     save_model(model, None, folder)
+    ...     loaded = load_model(folder)
+    >>> fingerprint(loaded) == fingerprint(model)
+    True
     """
     where = _place(source, "model")
     if isinstance(where, Path):

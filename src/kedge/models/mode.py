@@ -56,6 +56,11 @@ def enable_activation_checkpointing(model: PreTrainedModel) -> PreTrainedModel:
 
     Raises:
         UserError: the architecture has no such switch.
+
+    >>> from kedge.models import build_model
+    >>> model = build_model(32, hidden_size=8, layers=1, heads=2, context=16, seed=0)
+    >>> enable_activation_checkpointing(model).model.gradient_checkpointing
+    True
     """
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise UserError(
@@ -71,7 +76,15 @@ def enable_activation_checkpointing(model: PreTrainedModel) -> PreTrainedModel:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode inside; each module gets its own mode back afterwards."""
+    """Put a model in evaluation mode inside; each module gets its own mode back afterwards.
+
+    >>> layer = nn.Dropout().train()
+    >>> with evaluating(layer):
+    ...     layer.training
+    False
+    >>> layer.training
+    True
+    """
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -73,6 +73,9 @@ def verify_head(model: PreTrainedModel) -> None:
 
     Raises:
         UserError: it does not, naming the architecture and the difference: every score would be wrong.
+
+    >>> from kedge.models import build_model
+    >>> verify_head(build_model(32, architecture="gpt2", hidden_size=8, layers=1, heads=2, context=16, seed=0))
     """
     rows = int(model.get_input_embeddings().weight.shape[0])
     ids = torch.arange(1, 13, device=model.get_input_embeddings().weight.device) * 7 % rows

@@ -21,6 +21,11 @@ def special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
     Raises:
         UserError: there is no end-of-text token, or an id lies outside the model's vocabulary.
+
+    >>> from kedge.models import build_model, train_bpe
+    >>> model = build_model(300, hidden_size=8, layers=1, heads=2, context=16, seed=0)
+    >>> special_tokens(model, train_bpe(["a b c"], 258))
+    (0, (1,))
     """
     rows = int(model.get_input_embeddings().weight.shape[0])
     ends: list[int] = []
@@ -54,6 +59,11 @@ def usable_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
     Raises:
         UserError: the tokenizer knows ids that the model has no row for.
+
+    >>> from kedge.models import build_model, train_bpe
+    >>> model = build_model(300, hidden_size=8, layers=1, heads=2, context=16, seed=0)
+    >>> usable_vocabulary(model, train_bpe(["a b c"], 258))
+    258
     """
     rows, tokens = int(model.get_output_embeddings().weight.shape[0]), _id_limit(tokenizer)
     if tokens > rows:
@@ -66,7 +76,12 @@ def usable_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """Read how many tokens a sequence (prompt and response) can have; ``None`` if the model does not say."""
+    """Read how many tokens a sequence (prompt and response) can have; ``None`` if the model does not say.
+
+    >>> from kedge.models import build_model
+    >>> context_length(build_model(32, hidden_size=8, layers=1, heads=2, context=16, seed=0))
+    16
+    """
     value = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     return None if value is None else int(value)
 

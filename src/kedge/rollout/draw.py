@@ -11,9 +11,8 @@ def draw(
 ) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"]]:
     """Draw a token of each row, with its log-probability under softmax(logits).
 
-    The token is the first whose cumulative probability reaches (1 − u) · total, with u uniform on [0, 1):
-    exact to float64, one random number a row, nothing sorted, and a token of probability zero is never
-    drawn.
+    The token is the first whose cumulative probability, added up in float64, reaches (1 − u) · total, with u
+    uniform on [0, 1): one random number a row, nothing sorted, and a token of probability zero is never drawn.
 
     Args:
         logits: tempered already; −∞ forbids a token.

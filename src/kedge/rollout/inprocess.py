@@ -32,7 +32,8 @@ def generate(
     response. A token is drawn by inverting the cumulative distribution at one uniform number, and the
     numbers of the whole rollout are drawn beforehand, so a response depends on the seed and its place
     alone, not on ``batch_size``, padding, or when its neighbours end (up to rounding). Dropout is off; the
-    model's mode is restored.
+    model's mode is restored. Under ``torch.autocast`` the backbone follows it, the logits do not: they are
+    float32 at least.
 
     Args:
         model: any causal language model with a key-value cache; the rollout is on its device.
@@ -44,8 +45,8 @@ def generate(
 
     Returns:
         R = B · G responses, those of a prompt together. ``sampler_log_probs`` are exact for the
-        distribution drawn
-        from: tempered, over usable tokens, without end tokens while ``min_new_tokens`` forbids them.
+        distribution drawn from: tempered, over usable tokens, without end tokens while ``min_new_tokens``
+        forbids them.
 
     Raises:
         UserError: no prompts, an empty prompt, a token outside the vocabulary, a prompt that leaves no room
