@@ -84,8 +84,10 @@ def k3(
     ['0', '1.46e+10']
     """
     x = -_log_ratio(log_policy, log_reference)
-    edge = x.clamp(max=LINEAR_BEYOND)
-    return excess_exponential(edge) + math.expm1(LINEAR_BEYOND) * (x - edge)
+    at_edge, slope = math.expm1(LINEAR_BEYOND) - LINEAR_BEYOND, math.expm1(LINEAR_BEYOND)
+    # two branches, not a sum: the tangent's slope added and taken off again would swallow a small gradient
+    near, far = excess_exponential(x.clamp(max=LINEAR_BEYOND)), at_edge + slope * (x - LINEAR_BEYOND)
+    return torch.where(x > LINEAR_BEYOND, far, near)
 
 
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
