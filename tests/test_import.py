@@ -40,4 +40,6 @@ def test_help_answers_at_once() -> None:
     )
     started = time.monotonic()
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert float(result.stdout) < 0.5, f"{result.stdout.strip()} s of processor time ({time.monotonic() - started:.2f} s)"
+    assert float(result.stdout) < 0.5, (
+        f"{result.stdout.strip()} s of processor time ({time.monotonic() - started:.2f} s)"
+    )

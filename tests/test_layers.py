@@ -36,7 +36,9 @@ def imports(file: Path) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{file}:{node.lineno}: relative import"
-            names = [f"kedge.{alias.name}" for alias in node.names] if node.module == "kedge" else [node.module]
+            names = (
+                [f"kedge.{alias.name}" for alias in node.names] if node.module == "kedge" else [node.module]
+            )
             yield from ((node.lineno, name) for name in names)
 
 
@@ -72,14 +74,18 @@ def test_imports_go_one_way_down() -> None:
 def test_the_test_can_fail(tmp_path: Path) -> None:
     climbing = tmp_path / "exact.py"
     climbing.write_text("from kedge.training import Recipe\n", encoding="utf-8")
-    assert faults(climbing, "divergence") == ["exact.py:1: divergence imports training, which is not below it"]
+    assert faults(climbing, "divergence") == [
+        "exact.py:1: divergence imports training, which is not below it"
+    ]
 
 
 def module_graph() -> dict[str, set[str]]:
     trees = {}
     for file, _ in files():
         parts = ["kedge", *file.relative_to(SOURCE).with_suffix("").parts]
-        trees[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(file.read_text(encoding="utf-8"))
+        trees[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(
+            file.read_text(encoding="utf-8")
+        )
     graph: dict[str, set[str]] = {}
     for name, tree in trees.items():
         top = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module]

@@ -171,8 +171,12 @@ def _open_root(recipe: Recipe) -> Path:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{root}: cannot be made ({error.strerror}); give another folder with out=…") from None
-    text = yaml.safe_dump(json.loads(json.dumps(recipe.dump())), sort_keys=False, allow_unicode=True, width=110)
+        raise UserError(
+            f"{root}: cannot be made ({error.strerror}); give another folder with out=…"
+        ) from None
+    text = yaml.safe_dump(
+        json.loads(json.dumps(recipe.dump())), sort_keys=False, allow_unicode=True, width=110
+    )
     try:
         write_file(root / RECIPE, text.encode())
     except (OSError, KedgeError) as error:

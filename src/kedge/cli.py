@@ -53,15 +53,21 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train by a recipe", description="Train by a recipe.")
     train.add_argument("recipe", help="a YAML file, or the name of a recipe that ships (see `kedge recipes`)")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. seed=1, stages.grpo.steps=50")
-    train.add_argument("--dry-run", action="store_true", help="print the resolved recipe with derived sizes; run nothing")
+    train.add_argument(
+        "--dry-run", action="store_true", help="print the resolved recipe with derived sizes; run nothing"
+    )
     train.set_defaults(run=_train)
 
-    report = commands.add_parser("report", help="write one page about runs", description="Write one self-contained page.")
+    report = commands.add_parser(
+        "report", help="write one page about runs", description="Write one self-contained page."
+    )
     report.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, or a folder of stages")
     report.add_argument("--out", help="the page; RUN/report.html when left out")
     report.set_defaults(run=_report)
 
-    recipes = commands.add_parser("recipes", help="recipes that ship with Kedge", description="List, show or copy recipes.")
+    recipes = commands.add_parser(
+        "recipes", help="recipes that ship with Kedge", description="List, show or copy recipes."
+    )
     recipes.add_argument("action", nargs="?", choices=["show", "copy"], help="left out: list them")
     recipes.add_argument("name", nargs="?", help="which one")
     recipes.set_defaults(run=_recipes)

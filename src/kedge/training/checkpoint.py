@@ -21,7 +21,7 @@ _NAME = re.compile(r"step-(\d{6,})(?:\.update-(\d{3,}))?")
 
 @dataclass(frozen=True, order=True)
 class Moment:
-    """When a checkpoint was taken: ``step`` steps done, and inside the next one ``update`` updates (None: none begun)."""
+    """When a checkpoint was taken: after ``step`` steps, and ``update`` updates of the next (-1: not begun)."""
 
     step: int
     update: int = -1
@@ -66,22 +66,19 @@ class Checkpoints:
         return self.directory / moment.name
 
     def save(
-        self, moment: Moment, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, state: dict[str, Any]
+        self,
+        moment: Moment,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        state: dict[str, Any],
     ) -> None:
         """Write a checkpoint, then remove what is no longer kept."""
         target = self.path(moment)
         if target.exists():
             return
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with atomic_directory(target) as scratch:
-                save_model(model, tokenizer, scratch / "model")
-                save_state(scratch, state)
-        except OSError as error:
-            raise RunError(
-                f"{target}: the checkpoint could not be written ({error.strerror or error}); the earlier ones are "
-                "whole. Make room or give another `out`, and go on with resume=true"
-            ) from error
+        with atomic_directory(target) as scratch:
+            save_model(model, tokenizer, scratch / "model")
+            save_state(scratch, state)
         self._prune()
 
     def mark_best(self, moment: Moment) -> None:
@@ -95,7 +92,8 @@ class Checkpoints:
 
     def load(self, moment: Moment) -> dict[str, Any]:
         """Read the state of training."""
-        return load_state(self.path(moment))
+        state: dict[str, Any] = load_state(self.path(moment))
+        return state
 
     def _prune(self) -> None:
         moments = self.moments()
@@ -135,4 +133,6 @@ def restore_weights(model: PreTrainedModel, directory: Path) -> None:
     pointers = {state[name].data_ptr() for name in set(state) - missing}
     lost = [name for name in missing if state[name].data_ptr() not in pointers and name not in tied]
     if lost or not files:
-        raise RunError(f"{directory}: weights are missing from the checkpoint: {', '.join(sorted(lost)) or 'all'}")
+        raise RunError(
+            f"{directory}: weights are missing from the checkpoint: {', '.join(sorted(lost)) or 'all'}"
+        )

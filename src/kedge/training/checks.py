@@ -32,9 +32,7 @@ TOLERANCES = {
 }
 
 
-def start_of_run(
-    session: Session, reference: PreTrainedModel, scorer: Scorer, rollout: Rollout
-) -> Metrics:
+def start_of_run(session: Session, reference: PreTrainedModel, scorer: Scorer, rollout: Rollout) -> Metrics:
     """Check KL(policy‖reference) at step 0, the ratio at the first update, and sampler against trainer.
 
     Every figure is a metric of the first step. One that rounding does not explain is a warning on screen and

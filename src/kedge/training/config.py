@@ -473,21 +473,20 @@ class GrpoStage(_Stage):
     epochs: Positive = 1
     """Passes over the responses of a step."""
     minibatches: Positive = 1
-    """Updates an epoch."""
+    """Updates an epoch, each on whole groups; divides rollout.prompts_per_step."""
     old_kl_limit: Rate | None = None
     """Skip the rest of a step's updates once KL(old‖policy), exact, passes this many nats per token."""
     evaluation: EvaluationConfig | None = None
 
     @model_validator(mode="after")
     def _sizes(self) -> GrpoStage:
-        responses = self.rollout.prompts_per_step * self.rollout.responses_per_prompt
-        if responses % self.minibatches:
-            divisors = [n for n in range(1, responses + 1) if responses % n == 0]
-            near = sorted(divisors, key=lambda n: abs(n - self.minibatches))[:3]
+        prompts = self.rollout.prompts_per_step
+        if prompts % self.minibatches:
+            divisors = [n for n in range(1, prompts + 1) if prompts % n == 0]
+            near = sorted(sorted(divisors, key=lambda n: abs(n - self.minibatches))[:3])
             raise ValueError(
-                f"minibatches ({self.minibatches}) does not divide the step's {responses} responses "
-                f"({self.rollout.prompts_per_step} prompts × {self.rollout.responses_per_prompt}); "
-                f"near values that do: {', '.join(map(str, sorted(near)))}"
+                f"minibatches ({self.minibatches}) does not divide rollout.prompts_per_step ({prompts}); a minibatch "
+                f"holds whole groups. Near values that do: {', '.join(map(str, near))}"
             )
         if self.advantage.kind != "batch" and self.rollout.responses_per_prompt == 1:
             raise ValueError(

@@ -34,17 +34,25 @@ def derived_sizes(stage: SftStage | GrpoStage) -> list[tuple[str, str]]:
     update = responses // stage.minibatches
     controller = stage.anchor.controller
     hold = {"fixed": "β fixed at {beta:g}", "adaptive": "β adapted to {target:g} {unit}"}
-    text = hold.get(controller.kind, "β solved for a budget of {budget:g} {unit}").format(**controller.model_dump())
+    text = hold.get(controller.kind, "β solved for a budget of {budget:g} {unit}").format(
+        **controller.model_dump()
+    )
     return [
         (
             "responses a step",
             f"{responses} ({rollout.prompts_per_step} prompts × {rollout.responses_per_prompt} responses)",
         ),
-        ("updates a step", f"{stage.updates_per_step} ({stage.epochs} epochs × {stage.minibatches} minibatches)"),
+        (
+            "updates a step",
+            f"{stage.updates_per_step} ({stage.epochs} epochs × {stage.minibatches} minibatches)",
+        ),
         ("responses an update", f"{update} (in {-(-update // micro)} micro-batches of up to {micro})"),
         ("tokens a step, at most", f"{responses * rollout.max_new_tokens:,} in responses"),
         ("responses in all", f"{responses * stage.steps:,}"),
-        ("anchor", f"{stage.anchor.measure} KL in the {stage.anchor.placement}, gradient {stage.anchor.gradient}; {text}"),
+        (
+            "anchor",
+            f"{stage.anchor.measure} KL in the {stage.anchor.placement}, gradient {stage.anchor.gradient}; {text}",
+        ),
     ]
 
 

@@ -47,7 +47,12 @@ class PolicyEvaluator:
         draw = generator(self.seed, "evaluation", device=self.model.device)
         tokens = [self.prompts.tokens[row] for row in rows]
         rollout = generate(
-            self.model, self.tokenizer, tokens, self.sampling, draw, batch_size=self.scorer.compute.micro_batch
+            self.model,
+            self.tokenizer,
+            tokens,
+            self.sampling,
+            draw,
+            batch_size=self.scorer.compute.micro_batch,
         )
         batch = reward(Batch(rollout, rows), self.prompts, self.rewards, self.tokenizer)
         scores = self._scores(batch)
@@ -66,7 +71,10 @@ class PolicyEvaluator:
     def _scores(self, batch: Batch) -> dict[str, Tensor]:
         rollout = batch.rollout
         anchors = {
-            "reference": (self.scorer.hidden_in_parts(self.reference, rollout), self.scorer.head(self.reference))
+            "reference": (
+                self.scorer.hidden_in_parts(self.reference, rollout),
+                self.scorer.head(self.reference),
+            )
         }
         want = MEASURED | {"reference.forward_kl"}
         hidden = self.scorer.hidden_in_parts(self.model, rollout)

@@ -19,8 +19,8 @@ from kedge.errors import UserError
 class Examples:
     """Encoded examples: token ids, which of them are learnt, and the true log-probability where it is known."""
 
-    tokens: Sequence[Int[Tensor, " t"]]
-    targets: Sequence[Bool[Tensor, " t"]]
+    tokens: Sequence[Int[Tensor, " _"]]
+    targets: Sequence[Bool[Tensor, " _"]]
     true_log_prob: Sequence[float] | None = None
 
     def __len__(self) -> int:
@@ -63,7 +63,9 @@ def encode_examples(
     ]
     kept = [index for index, (tokens, _) in enumerate(encoded) if limit is None or len(tokens) <= limit]
     if not kept:
-        raise UserError(f"{rows.source}: every example is longer than {limit} tokens; raise max_tokens or the context")
+        raise UserError(
+            f"{rows.source}: every example is longer than {limit} tokens; raise max_tokens or the context"
+        )
     known = None
     if true_log_prob is not None:
         known = true_log_prob([rows[i]["prompt"] for i in kept], [rows[i]["completion"] for i in kept])

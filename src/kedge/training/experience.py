@@ -53,7 +53,9 @@ class Experience:
             old_log_probs=chosen(self.old_log_probs),
             old_hidden=chosen(self.old_hidden),
             correction=chosen(self.correction),
-            statistics={name: value[tokens] for name, value in self.statistics.items()} if self.statistics else None,
+            statistics={name: value[tokens] for name, value in self.statistics.items()}
+            if self.statistics
+            else None,
         )
 
     def state(self) -> dict[str, Any]:
@@ -68,7 +70,9 @@ class Experience:
         def moved(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value.to(device)
-            return {name: moved(item) for name, item in value.items()} if isinstance(value, Mapping) else value
+            return (
+                {name: moved(item) for name, item in value.items()} if isinstance(value, Mapping) else value
+            )
 
         tree = {name: moved(value) for name, value in state.items()}
         return cls(**{**tree, "rollout": Rollout.from_state(tree["rollout"])})

@@ -50,7 +50,10 @@ class Gatherer:
         correction = None
         if self.stage.correction.kind != "none" and old_log_probs is not None:
             correction = correction_weights(
-                old_log_probs, rollout.sampler_log_probs, rollout.response_lengths, self.stage.correction.build()
+                old_log_probs,
+                rollout.sampler_log_probs,
+                rollout.response_lengths,
+                self.stage.correction.build(),
             )
             metrics["correction/weight_mean"] = float(correction.mean())
         advantages = self._advantages(batch, old, loss)
@@ -105,7 +108,9 @@ class Gatherer:
         if self.stage.rollout.truncation_penalty is not None:
             total = total - self.stage.rollout.truncation_penalty * (~rollout.finished)
         if loss.anchor.placement == "reward" and loss.anchor.gradient == "published" and old is not None:
-            total = total + anchor_rewards(loss.anchor, loss.beta, old, rollout.mask, rollout.response_lengths)
+            total = total + anchor_rewards(
+                loss.anchor, loss.beta, old, rollout.mask, rollout.response_lengths
+            )
         return group_advantages(
             total.to(torch.float32), rollout.group, self.stage.advantage.kind, std=self.stage.advantage.std
         )
@@ -116,4 +121,3 @@ class Gatherer:
         if self.stage.rollout.truncated == "mask":
             learn = learn & batch.rollout.finished
         return learn
-

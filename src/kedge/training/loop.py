@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,6 +33,7 @@ class Evaluation:
     samples: list[dict[str, Any]] = field(default_factory=list)
 
 
+@runtime_checkable
 class Work(Protocol):
     """What a method does; the loop does the rest."""
 

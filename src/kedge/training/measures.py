@@ -81,11 +81,13 @@ def clustered_standard_error(values: Float[Tensor, " R"], cluster: Tensor) -> fl
     1.0
     """
     present = ~values.isnan()
-    means = torch.stack([values[present & (cluster == c)].double().mean() for c in cluster[present].unique()] or
-                        [torch.tensor(math.nan)])
+    means = torch.stack(
+        [values[present & (cluster == c)].double().mean() for c in cluster[present].unique()]
+        or [torch.tensor(math.nan)]
+    )
     return float(means.std() / math.sqrt(len(means))) if len(means) > 1 else math.nan
 
 
 def perplexity(cross_entropy: float) -> float:
-    """exp of a cross-entropy in nats; infinite where float64 would overflow."""
+    """Exp of a cross-entropy in nats; infinite where float64 would overflow."""
     return math.exp(cross_entropy) if cross_entropy < 700 else math.inf

@@ -52,7 +52,9 @@ class PolicyWork:
         if self.experience is None:
             self.experience, self.metrics = self.gatherer.gather(step, self.loss())
             if step == 0:
-                self.metrics |= start_of_run(self.session, self.reference, self.scorer, self.experience.rollout)
+                self.metrics |= start_of_run(
+                    self.session, self.reference, self.scorer, self.experience.rollout
+                )
             if self.stage.old_kl_limit is not None:
                 self.old_head = self.scorer.head(self.session.model).snapshot()
         started = time.perf_counter()
@@ -73,7 +75,7 @@ class PolicyWork:
 
     def _update(self, step: int, experience: Experience) -> bool:
         """Do the next update; False if KL(old‖policy) has passed its limit."""
-        batch = experience.select(self._minibatch(step, len(experience.rollout.group)))
+        batch = experience.select(self._minibatch(step, experience.rollout.group))
         found: Metrics = {}
 
         def accumulate() -> float | None:
@@ -95,13 +97,15 @@ class PolicyWork:
         self.updates.append({**found, **applied})
         return True
 
-    def _minibatch(self, step: int, responses: int) -> Tensor:
-        """Responses of the next update: a fresh permutation each epoch, the same whenever it is asked for."""
+    def _minibatch(self, step: int, group: Tensor) -> Tensor:
+        """Responses of the next update: whole groups, in a fresh order each epoch, the same whenever asked for."""
         epoch, index = divmod(len(self.updates), self.stage.minibatches)
         if self.stage.minibatches == 1:
-            return torch.arange(responses, device=self.session.device)
-        order = torch.randperm(responses, generator=generator(self.session.seed, "minibatches", step, epoch))
-        return order.chunk(self.stage.minibatches)[index].to(self.session.device)
+            return torch.arange(len(group), device=group.device)
+        draw = generator(self.session.seed, "minibatches", step, epoch)
+        order = torch.randperm(self.stage.rollout.prompts_per_step, generator=draw)
+        chosen = order.chunk(self.stage.minibatches)[index].to(group.device)
+        return torch.nonzero(torch.isin(group, chosen)).flatten()
 
     def _gradients(self, batch: Experience) -> tuple[float, dict[str, Tensor], TokenInputs]:
         """Add up the gradients of one update over its micro-batches; give its loss and scores."""
@@ -112,11 +116,15 @@ class PolicyWork:
         total, found = 0.0, []
         for rows, part in parts(batch.rollout, self.stage.compute.micro_batch):
             here = inputs.rows(rows)
+
+            def per_token(scores: dict[str, Tensor], rows: slice, here: TokenInputs = here) -> Tensor:
+                return loss(scores, here.rows(rows))
+
             value, scores = reduce(
                 self.scorer.hidden(self.session.model, part),
                 head,
                 part.response_tokens,
-                lambda scores, rows, here=here: loss(scores, here.rows(rows)),
+                per_token,
                 anchors=self._anchors(batch, rows),
                 want=want,
                 temperature=self.scorer.temperature,
@@ -161,13 +169,14 @@ class PolicyWork:
             behaviour_log_probs=batch.old_log_probs,
             correction=batch.correction,
         )
-        if not loss.statistics():
-            return loss.prepare(inputs, lengths, rollout.group, {})
-        first = not self.updates and batch.statistics is not None
-        return loss.prepare(inputs, lengths, rollout.group, batch.statistics if first else self._statistics(batch, loss))
+        return loss.prepare(inputs, lengths, rollout.group, self._statistics(batch, loss))
 
     def _statistics(self, batch: Experience, loss: PolicyLoss) -> Mapping[str, Tensor]:
-        """A pass without gradients over whole responses, for what a token's loss needs to know of the others."""
+        """What a token's loss needs to know of its response; of the old policy, its own pass has found it."""
+        if not loss.statistics():
+            return {}
+        if not self.updates and batch.statistics is not None:
+            return batch.statistics
         hidden = self.scorer.hidden_in_parts(self.session.model, batch.rollout)
         head = self.scorer.head(self.session.model)
         anchors = self._anchors(batch, slice(None))
@@ -192,7 +201,11 @@ class PolicyWork:
 
     def _finish(self, experience: Experience, seconds: float) -> Metrics:
         """Sum the step up, move β, forget the responses."""
-        metrics = {**self.metrics, "seconds/update": seconds, "trust_region/updates": float(len(self.updates))}
+        metrics = {
+            **self.metrics,
+            "seconds/update": seconds,
+            "trust_region/updates": float(len(self.updates)),
+        }
         for name in dict.fromkeys(name for update in self.updates for name in update):
             values = [update[name] for update in self.updates if name in update]
             latest = name.startswith("kl/old_policy") or name == "learning_rate"
@@ -235,7 +248,9 @@ class PolicyWork:
             "experience": self.experience.state() if self.experience is not None else None,
             "metrics": self.metrics,
             "updates": self.updates,
-            "old_head": {"weight": self.old_head.weight, "bias": self.old_head.bias} if self.old_head else None,
+            "old_head": {"weight": self.old_head.weight, "bias": self.old_head.bias}
+            if self.old_head
+            else None,
         }
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Something that is told how a run goes."""
 
@@ -59,11 +60,11 @@ def describe(metrics: Mapping[str, float]) -> str:
 
 
 def _kl(metrics: Mapping[str, float]) -> str:
+    value, most, unit = metrics["kl/policy_reference/exact"], metrics.get("anchor/budget"), "nats/token"
     if "anchor/budget_per_response" in metrics:
-        value, budget = metrics["kl/policy_reference/exact_per_response"], metrics["anchor/budget_per_response"]
-        return f"KL {value:.3f}/{budget:g} nats/response"
-    budget = f"/{metrics['anchor/budget']:g}" if "anchor/budget" in metrics else ""
-    return f"KL {metrics['kl/policy_reference/exact']:.4f}{budget} nats/token"
+        value, unit = metrics["kl/policy_reference/exact_per_response"], "nats/response"
+        most = metrics["anchor/budget_per_response"]
+    return f"KL {value:.4f}{f'/{most:g}' if most is not None else ''} {unit}"
 
 
 def _beta(metrics: Mapping[str, float]) -> str:

@@ -29,7 +29,9 @@ class Prompts:
 
     def columns(self, rows: Sequence[int]) -> dict[str, list[Any]]:
         """Columns of some rows, but prompt and completion, for the reward functions."""
-        names = [name for name in self.rows[0] if name not in ("prompt", "completion", "completions", "prompts")]
+        names = [
+            name for name in self.rows[0] if name not in ("prompt", "completion", "completions", "prompts")
+        ]
         return {name: [self.rows[row].get(name) for row in rows] for name in names}
 
 

@@ -39,7 +39,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe; `kedge recipes` lists the ones that ship with Kedge") from None
+        raise UserError(
+            f"{path}: no such recipe; `kedge recipes` lists the ones that ship with Kedge"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a recipe: {error}") from None
     return parse_recipe(text, source=str(path), overrides=overrides)
@@ -50,7 +52,7 @@ def parse_recipe(text: str, *, source: str = "recipe", overrides: Sequence[str] 
     lines: dict[Location, int] = {}
     try:
         node = yaml.compose(text, Loader=_Loader)
-        tree = yaml.load(text, Loader=_Loader)  # noqa: S506 (a safe loader)
+        tree = yaml.load(text, Loader=_Loader)
         if node is not None:
             _record_lines(node, (), lines, source)
     except yaml.YAMLError as error:
@@ -99,7 +101,7 @@ def _override(tree: dict[str, Any], item: str) -> Location:
     if not sign or not key:
         raise UserError(f"override {item!r}: write key=value, for example seed=1 or stages.sft.steps=100")
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a safe loader)
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         raise UserError(f"override {item!r}: {text!r} is not a YAML value") from None
     place: Any = tree

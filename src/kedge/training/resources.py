@@ -91,12 +91,12 @@ def make_model(
     """Load or build the policy as it is before the first stage."""
     dtype = DTYPES[config.dtype]
     if config.path is not None:
-        options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-        model = load_model(config.path, dtype=dtype, **options)
+        revision, trust = config.revision, config.trust_remote_code
+        model = load_model(config.path, dtype=dtype, revision=revision, trust_remote_code=trust)
         if config.tokenizer is not None:
             tokenizer = make_tokenizer(config.tokenizer, seed)
         else:
-            tokenizer = load_tokenizer(config.path, **options)
+            tokenizer = load_tokenizer(config.path, revision=revision, trust_remote_code=trust)
     elif config.build is not None and config.tokenizer is not None:
         tokenizer = make_tokenizer(config.tokenizer, seed)
         build = config.build
@@ -137,7 +137,9 @@ def make_reference(
         return frozen_copy(policy)
     model = given if given is not None else load_model(str(config.path if config else ""), dtype=policy.dtype)
     source = config.path if config is not None else "the reference given"
-    rows = [usable_vocabulary(m, tokenizer) or m.get_output_embeddings().weight.shape[0] for m in (policy, model)]
+    rows = [
+        usable_vocabulary(m, tokenizer) or m.get_output_embeddings().weight.shape[0] for m in (policy, model)
+    ]
     if rows[0] != rows[1]:
         raise UserError(
             f"reference: {source} has a vocabulary of {rows[1]} entries, the policy of {rows[0]}; the KL between "
@@ -148,7 +150,8 @@ def make_reference(
 
 
 def make_rewards(
-    config: RewardsConfig | None, given: Sequence[Callable[..., Any]] | Mapping[str, Callable[..., Any]] | None
+    config: RewardsConfig | None,
+    given: Sequence[Callable[..., Any]] | Mapping[str, Callable[..., Any]] | None,
 ) -> RewardSet:
     """Resolve reward functions by name, from the recipe or from those given in Python."""
     named = dict(given) if isinstance(given, Mapping) else {f.__name__: f for f in given or ()}

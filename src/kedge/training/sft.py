@@ -65,7 +65,8 @@ class SftWork:
             "perplexity/policy": perplexity(cross_entropy),
             **found,
             **applied,
-            "tokens_per_second": sum(len(batch.tokens) for batch in batches) / (time.perf_counter() - started),
+            "tokens_per_second": sum(len(batch.tokens) for batch in batches)
+            / (time.perf_counter() - started),
         }
 
     def _batches(self, examples: Examples, rows: Sequence[int]) -> list[ExampleBatch]:
@@ -137,4 +138,3 @@ class SftWork:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Nothing to take up."""
-

@@ -191,7 +191,11 @@ def controller_of(anchor: AnchorConfig) -> Controller:
     """Make what sets β."""
     config = anchor.controller
     if isinstance(config, BudgetConfig):
-        given = {name: getattr(config, name) for name in ("beta", "low", "high") if getattr(config, name) is not None}
+        given = {
+            name: getattr(config, name)
+            for name in ("beta", "low", "high")
+            if getattr(config, name) is not None
+        }
         return Budget(budget=config.budget, unit=config.unit, **given)
     if isinstance(config, AdaptiveConfig):
         return Adaptive(beta=config.beta, target=config.target, horizon=config.horizon, unit=config.unit)

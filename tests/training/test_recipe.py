@@ -1,0 +1,174 @@
+"""A recipe that cannot be used: one clear error with file, line and remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kedge import recipes
+from kedge.cli import main
+from kedge.errors import UserError
+from kedge.training import load_recipe, parse_recipe
+
+GOOD = """\
+name: example
+model:
+  build: {hidden_size: 32}
+  tokenizer: {task: sums}
+stages:
+  - name: sft
+    method: sft
+    steps: 10
+    data: {task: sums}
+  - name: grpo
+    method: grpo
+    steps: 10
+    data: {task: sums}
+    rewards:
+      functions:
+        - function: kedge.tasks.sums:correct
+    anchor:
+      controller: {kind: fixed, beta: 0.1}
+"""
+
+
+def changed(old: str, new: str) -> str:
+    assert old in GOOD
+    return GOOD.replace(old, new)
+
+
+BAD = {
+    "unknown key": (
+        changed(
+            "steps: 10\n    data: {task: sums}\n    rewards", "step: 10\n    data: {task: sums}\n    rewards"
+        ),
+        "r.yaml:12: stages.1.step: unknown key; did you mean `steps`?",
+    ),
+    "unknown nested key": (changed("hidden_size", "hidden_sise"), "did you mean `hidden_size`?"),
+    "wrong type": (
+        changed(
+            "steps: 10\n    data: {task: sums}\n  - name: grpo",
+            "steps: ten\n    data: {task: sums}\n  - name: grpo",
+        ),
+        "r.yaml:8: stages.0.steps: input should be a valid integer, not 'ten'",
+    ),
+    "unknown method": (
+        changed("method: grpo", "method: gpro"),
+        "r.yaml:10: stages.1: method: 'gpro' is none of 'sft', 'grpo'",
+    ),
+    "missing": (
+        changed(
+            "    steps: 10\n    data: {task: sums}\n  - name: grpo", "    data: {task: sums}\n  - name: grpo"
+        ),
+        "stages.0.steps: is required and was not given",
+    ),
+    "beta below 0": (
+        changed("beta: 0.1", "beta: -0.1"),
+        "r.yaml:18: stages.1.anchor.controller.beta: input should be greater than or equal to 0",
+    ),
+    "budget 0": (
+        changed("{kind: fixed, beta: 0.1}", "{kind: budget, budget: 0}"),
+        "budget: input should be greater than 0",
+    ),
+    "horizon 0": (
+        changed("{kind: fixed, beta: 0.1}", "{kind: adaptive, target: 0.1, horizon: 0}"),
+        "horizon: input should be greater than 0",
+    ),
+    "k1 as a published loss": (
+        changed("    anchor:\n", "    anchor:\n      measure: k1\n      gradient: published\n"),
+        "expected gradient of zero",
+    ),
+    "exact in the reward": (
+        changed("    anchor:\n", "    anchor:\n      placement: reward\n"),
+        "use placement loss with gradient sequence",
+    ),
+    "forward with k3": (
+        changed("    anchor:\n", "    anchor:\n      measure: k3\n      direction: forward\n"),
+        "use measure exact",
+    ),
+    "weights outside sequence": (
+        changed("    anchor:\n", "    anchor:\n      weights: prefix\n"),
+        "act on gradient sequence only",
+    ),
+    "top_p": (
+        changed("    rewards:", "    rollout: {top_p: 0.9}\n    rewards:"),
+        "biased by the kept mass; set top_p: 1.0",
+    ),
+    "one response": (
+        changed("    rewards:", "    rollout: {responses_per_prompt: 1}\n    rewards:"),
+        "every advantage would be 0",
+    ),
+    "minibatches": (
+        changed("    rewards:", "    minibatches: 3\n    rewards:"),
+        "Near values that do: 1, 2, 4",
+    ),
+    "limit without effect": (
+        changed("    rewards:", "    old_kl_limit: 0.1\n    rewards:"),
+        "old_kl_limit does nothing with one update a step",
+    ),
+    "std without effect": (
+        changed("    rewards:", "    advantage: {kind: mean, std: sample}\n    rewards:"),
+        "std does nothing with kind: mean",
+    ),
+    "start": (
+        changed("method: grpo\n", "method: grpo\n    start: sfft\n"),
+        "starts from 'sfft', which is no earlier stage (there are: sft)",
+    ),
+    "twice": (
+        changed("    method: grpo\n", "    method: grpo\n    steps: 3\n"),
+        "r.yaml:13: the key 'steps' is given twice",
+    ),
+    "not yaml": ("name: [1, 2\nstages: 3", "not valid YAML"),
+    "not a mapping": ("- 1\n- 2", "a recipe is a mapping of keys to values, this file holds a list"),
+    "nothing": ("", "this file holds nothing"),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), BAD.values(), ids=BAD.keys())
+def test_bad_recipe(text: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(text, encoding="utf-8")
+    assert main(["train", str(file)]) == 2
+    shown = capsys.readouterr().err
+    assert expected in shown
+    assert "Traceback" not in shown
+    assert not (tmp_path / "runs").exists()
+
+
+def test_good_recipe() -> None:
+    recipe = parse_recipe(
+        GOOD, overrides=["seed=3", "stages.grpo.steps=7", "stages.1.optimizer.learning_rate=1e-4"]
+    )
+    assert recipe.seed == 3
+    assert recipe.stages[1].steps == 7
+    assert recipe.stages[1].optimizer.learning_rate == 1e-4
+    assert recipe.directory == "runs/example"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed", "write key=value"),
+        ("sed=1", "command line: sed: unknown key; did you mean `seed`?"),
+        ("stages.rl.steps=1", "'rl' is neither a name nor a position in the list (sft, grpo)"),
+        ("stages.grpo.steps=1.5", "command line: stages.1.steps: input should be a valid integer"),
+        ("stages.grpo.anchor.controller.kind=budget", "stages.1.anchor.controller.budget: is required"),
+    ],
+)
+def test_bad_override(override: str, expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_recipe(GOOD, source="r.yaml", overrides=[override])
+    assert expected in str(caught.value)
+
+
+def test_missing_recipe_names_near_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "prosa"]) == 2
+    assert "did you mean 'prose'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_recipes_that_ship(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", name, "--dry-run"]) == 0
+    assert "what this amounts to" in capsys.readouterr().out
+    assert load_recipe(recipes.path(name)).name == name

@@ -1,0 +1,214 @@
+"""Killed and resumed: every later metric equals the uninterrupted run's to the last bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import kedge
+from kedge.errors import RunError, UserError
+from kedge.models import build_model, save_model
+from kedge.runs import read_metrics, read_samples
+from kedge.tasks import sums
+from kedge.training.checkpoint import Moment
+from tests.training.small import GRPO, SFT, recipe, without_clock
+
+STAGES = (
+    {**SFT, "steps": 6, "checkpoint": {"every": 2}},
+    {**GRPO, "steps": 8, "epochs": 2, "minibatches": 2, "checkpoint": {"every": 3}},
+)
+
+CHILD = """
+import json, os, sys
+import kedge, kedge.api
+from kedge.training import PlainProgress
+import kedge.training.stages
+config = json.loads(sys.argv[1])
+kedge.train(config)
+"""
+
+
+def start(config: dict[str, Any]) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", CHILD, json.dumps(config)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+
+
+def finish(config: dict[str, Any]) -> None:
+    child = start(config)
+    _, shown = child.communicate(timeout=300)
+    assert child.returncode == 0, shown.decode()
+
+
+def traces(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    return {name: without_clock(read_metrics(folder / "run" / name)) for name in ("sft", "grpo")}
+
+
+def lines(folder: Path) -> int:
+    files = [folder / "run" / name / "metrics.jsonl" for name in ("sft", "grpo")]
+    return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
+
+
+def writing(folder: Path) -> bool:
+    """Whether a checkpoint is being written at this moment."""
+    return any(any((folder / "run" / name / "checkpoints").glob(".*.partial")) for name in ("sft", "grpo"))
+
+
+def kill_and_resume(folder: Path, at: int | str, delay: float) -> None:
+    """Kill -9 once ``at`` lines of metrics are there, or while a checkpoint is being written; then resume."""
+    config = recipe(folder, *STAGES)
+    child = start(config)
+    deadline = time.monotonic() + 120
+    while child.poll() is None and time.monotonic() < deadline:
+        if writing(folder) if at == "checkpoint" else lines(folder) >= int(at):
+            break
+    time.sleep(delay)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    reached = {name: checkpoint_steps(folder, name) for name in ("sft", "grpo")}
+    done = {name: rows_done(folder, name) for name in ("sft", "grpo")}
+    for stage in STAGES:
+        name = str(stage["name"])
+        if done[name]:
+            assert done[name] - max(reached[name], default=0) <= stage["checkpoint"]["every"]
+    finish({**config, "resume": True})
+
+
+def checkpoint_steps(folder: Path, name: str) -> list[int]:
+    found = (Moment.parse(entry.name) for entry in (folder / "run" / name / "checkpoints").glob("step-*"))
+    return [moment.step for moment in found if moment is not None]
+
+
+def rows_done(folder: Path, name: str) -> int:
+    file = folder / "run" / name
+    return max((int(row["step"]) for row in read_metrics(file)), default=0) if file.is_dir() else 0
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    finish(recipe(folder, *STAGES))
+    return folder
+
+
+def check(folder: Path, whole: Path) -> None:
+    assert repr(traces(folder)) == repr(traces(whole))
+    for name in ("sft", "grpo"):
+        ours, theirs = (
+            load_file(place / "run" / name / "model" / "model.safetensors") for place in (folder, whole)
+        )
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+        assert read_samples(folder / "run" / name) == read_samples(whole / "run" / name)
+
+
+@pytest.mark.parametrize("at", [11, "checkpoint"])
+def test_killed(at: int | str, whole: Path, tmp_path: Path) -> None:
+    kill_and_resume(tmp_path, at, delay=0.0)
+    check(tmp_path, whole)
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("moment", range(20))
+def test_killed_at_twenty_moments(moment: int, whole: Path, tmp_path: Path) -> None:
+    """Five while a checkpoint is written, fifteen after a random line and a random delay."""
+    draw = random.Random(moment)
+    kill_and_resume(tmp_path, "checkpoint" if moment < 5 else draw.randrange(0, 16), draw.random() * 0.2)
+    check(tmp_path, whole)
+
+
+def test_stopped_inside_a_step_with_rollouts_in_hand(tmp_path: Path) -> None:
+    """SIGTERM from a reward function: the update at hand ends, the responses in hand are saved and used."""
+    stop = tmp_path / "stop.py"
+    stop.write_text(
+        "import os, pathlib, signal\n"
+        "def stop(prompts, completions, **columns):\n"
+        f"    flag = pathlib.Path({str(tmp_path / 'flag')!r})\n"
+        "    if flag.exists() and len(flag.read_text()) == 2:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    if flag.exists():\n        flag.write_text(flag.read_text() + 'x')\n"
+        "    return [float(sum(c.isdigit() for c in text)) for text in completions]\n",
+        encoding="utf-8",
+    )
+    traced = []
+    for name, interrupted in (("whole", False), ("stopped", True)):
+        folder = tmp_path / name
+        folder.mkdir()
+        stage = {**GRPO, "epochs": 2, "minibatches": 2, "evaluation": None, "old_kl_limit": 10.0, "steps": 4}
+        stage["rewards"] = {"functions": [{"function": f"{stop}:stop"}]}
+        config = recipe(folder, stage)
+        if interrupted:
+            (tmp_path / "flag").write_text("")
+            with pytest.raises(RunError, match="stopped as asked"):
+                kedge.train(config)
+            (tmp_path / "flag").unlink()
+            saved = sorted(entry.name for entry in (folder / "run" / "grpo" / "checkpoints").iterdir())
+            assert "step-000002.update-000" in saved
+            config["resume"] = True
+        kedge.train(config)
+        traced.append(without_clock(read_metrics(folder / "run" / "grpo")))
+    assert repr(traced[0]) == repr(traced[1])
+
+
+def test_a_failing_reward_loses_no_responses(tmp_path: Path) -> None:
+    """The responses whose reward failed are in the checkpoint; resumed with a mended function, they are used."""
+    reward = tmp_path / "fragile.py"
+    good = "    return [float(sum(c.isdigit() for c in text)) for text in completions]\n"
+    head = "calls = 0\ndef fragile(prompts, completions, **columns):\n    global calls\n    calls += 1\n"
+    traced = []
+    for name, body in (
+        ("whole", good),
+        ("broken", "    if calls == 3: raise KeyError('out of luck')\n" + good),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        reward.write_text(head + body, encoding="utf-8")
+        stage = {**GRPO, "evaluation": None, "rewards": {"functions": [{"function": f"{reward}:fragile"}]}}
+        config = recipe(folder, stage)
+        if name == "broken":
+            with pytest.raises(RunError, match="fragile"):
+                kedge.train(config)
+            assert "out of luck" in (folder / "run" / "grpo" / "log.txt").read_text()
+            reward.write_text(head + good, encoding="utf-8")
+            config["resume"] = True
+        kedge.train(config)
+        traced.append(without_clock(read_metrics(folder / "run" / "grpo")))
+    assert repr(traced[0]) == repr(traced[1])
+
+
+def test_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+    config = recipe(tmp_path)
+    before = kedge.train(config).stages["grpo"].metrics
+    assert kedge.train({**config, "resume": True}).stages["grpo"].metrics == before
+
+
+def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
+    config = recipe(tmp_path, {**SFT, "steps": 1, "evaluation": None})
+    kedge.train(config)
+    with pytest.raises(UserError, match="go on with it by resume=true"):
+        kedge.train(config)
+
+
+def test_a_changed_reference_is_refused(tmp_path: Path) -> None:
+    tokenizer = sums.tokenizer()
+    other = tmp_path / "reference"
+    for seed in (1, 2):
+        model = build_model(
+            len(tokenizer), hidden_size=32, layers=2, heads=2, context=48, seed=seed, pad_id=0, eos_id=1
+        )
+        save_model(model, tokenizer, other)
+        config = recipe(tmp_path, {**GRPO, "steps": 2 * seed, "reference": {"path": str(other)}})
+        if seed == 1:
+            kedge.train(config)
+    with pytest.raises(UserError, match="the reference is not the one this run began with"):
+        kedge.train({**config, "resume": True})

@@ -1,0 +1,260 @@
+"""Runs of a small model, from start to end, through the function that people call."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import kedge
+from kedge.errors import RunError
+from kedge.models import build_model, fingerprint
+from kedge.runs import read_metrics, read_samples
+from kedge.tasks import sums
+from tests.training.small import GRPO, SFT, recipe, without_clock
+
+
+def test_chain_of_stages(tmp_path: Path) -> None:
+    result = kedge.train(recipe(tmp_path, SFT, GRPO))
+    sft, grpo = result.stages["sft"], result.stages["grpo"]
+    assert [row["step"] for row in grpo.metrics] == [0, 1, 2, 3, 4]
+    assert (
+        sft.metrics[-1]["eval/cross_entropy/data_policy"] < sft.metrics[0]["eval/cross_entropy/data_policy"]
+    )
+    assert grpo.metrics[0]["eval/kl/policy_reference/exact"] == pytest.approx(0, abs=1e-9)
+    assert grpo.metrics[-1]["eval/kl/policy_reference/exact"] > 0
+    started = json.loads((grpo.path / "environment.json").read_text())["reference"]
+    assert started == fingerprint(AutoModelForCausalLM.from_pretrained(sft.model))
+    assert (result.path / "report.html").stat().st_size > 10_000
+    sample = grpo.samples[-1]
+    assert len(sample["kl"]) == len(sample["tokens"])
+    assert min(sample["kl"]) >= 0
+
+
+def test_equal_seeds_give_equal_runs(tmp_path: Path) -> None:
+    rows = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        folder = tmp_path / name
+        folder.mkdir()
+        rows.append(without_clock(kedge.train(recipe(folder, seed=seed)).stages["grpo"].metrics))
+    assert repr(rows[0]) == repr(rows[1])
+    assert repr(rows[0]) != repr(rows[2])
+
+
+def test_objects_in_memory(tmp_path: Path) -> None:
+    def even(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        assert columns["answer"]
+        return [float(len(text) % 2 == 0) for text in completions]
+
+    tokenizer = sums.tokenizer()
+    model = build_model(
+        len(tokenizer), hidden_size=32, layers=1, heads=2, context=48, seed=0, pad_id=0, eos_id=1
+    )
+    stage = {**GRPO, "rewards": None}
+    before = fingerprint(model)
+    config = {"name": "memory", "out": str(tmp_path / "run"), "stages": [stage]}
+    result = kedge.train(config, model=model, tokenizer=tokenizer, rewards=[even])
+    assert fingerprint(model) != before
+    assert "reward/even" in result.stages["grpo"].metrics[-1]
+    saved = AutoModelForCausalLM.from_pretrained(result.stages["grpo"].model)
+    assert fingerprint(saved) == fingerprint(model)
+
+
+def test_kl_is_measured_without_an_anchor(tmp_path: Path) -> None:
+    stage = {**GRPO, "anchor": {"controller": {"kind": "fixed", "beta": 0.0}}}
+    last = kedge.train(recipe(tmp_path, stage)).stages["grpo"].metrics[-1]
+    assert last["anchor/beta"] == 0
+    assert last["kl/policy_reference/exact"] > 0
+
+
+ANCHORS: dict[str, dict[str, Any]] = {
+    "exact sequence": {"gradient": "sequence"},
+    "exact sequence, prefix weights, baseline": {
+        "gradient": "sequence",
+        "weights": "prefix",
+        "baseline": True,
+    },
+    "exact forward": {"direction": "forward"},
+    "k1 token": {"measure": "k1"},
+    "k1 sequence": {"measure": "k1", "gradient": "sequence"},
+    "k2 published": {"measure": "k2", "gradient": "published"},
+    "k3 published": {"measure": "k3", "gradient": "published"},
+    "k3 token": {"measure": "k3"},
+    "k1 in the reward": {"measure": "k1", "placement": "reward", "gradient": "published"},
+    "k1 in the reward, sequence": {"measure": "k1", "placement": "reward", "gradient": "sequence"},
+    "k3 in the reward": {"measure": "k3", "placement": "reward", "gradient": "published"},
+}
+"""Every way that the configuration allows, by name."""
+
+
+@pytest.mark.parametrize("anchor", ANCHORS.values(), ids=ANCHORS.keys())
+def test_every_anchor_trains_and_holds(anchor: dict[str, Any], tmp_path: Path) -> None:
+    """A strong anchor keeps the policy nearer than none: the setting acts."""
+    kl = []
+    for name, beta in (("free", 0.0), ("held", 20.0)):
+        folder = tmp_path / name
+        folder.mkdir()
+        stage = {
+            **GRPO,
+            "steps": 6,
+            "evaluation": None,
+            "epochs": 2,
+            "minibatches": 2,
+            "advantage": {"kind": "mean"},
+        }
+        stage["anchor"] = {**anchor, "controller": {"kind": "fixed", "beta": beta}}
+        stage["optimizer"] = {"learning_rate": 2e-3}
+        kl.append(kedge.train(recipe(folder, stage)).stages["grpo"].metrics[-1]["kl/policy_reference/exact"])
+    weak = anchor.get("measure") == "k3" and anchor.get("placement") == "reward"
+    assert all(math.isfinite(value) for value in kl)
+    assert kl[1] != kl[0] if weak else kl[1] < kl[0]
+
+
+REGIONS: dict[str, dict[str, Any]] = {
+    "sequence": {"trust_region": {"kind": "sequence", "low": 0.01, "high": 0.01}},
+    "cispo": {"trust_region": {"kind": "cispo"}},
+    "none": {"trust_region": {"kind": "none"}},
+    "dual clip": {"trust_region": {"kind": "clip", "high": 0.3, "dual": 3.0}},
+    "truncated weights": {"correction": {"kind": "truncate", "level": "sequence"}},
+    "masked weights": {"correction": {"kind": "mask"}},
+    "dr grpo": {"advantage": {"kind": "mean"}, "aggregation": {"mode": "constant"}},
+    "leave one out": {"advantage": {"kind": "leave_one_out"}, "aggregation": {"mode": "sequence_mean"}},
+    "reinforce": {"advantage": {"kind": "batch"}},
+    "entropy bonus": {"entropy_bonus": 0.1},
+    "packed": {"compute": {"layout": "packed"}},
+    "checkpointed activations": {"compute": {"activation_checkpointing": True}},
+    "adaptive": {"anchor": {"controller": {"kind": "adaptive", "target": 0.01, "horizon": 64}}},
+    "per response": {"anchor": {"controller": {"kind": "budget", "budget": 0.1, "unit": "nats/response"}}},
+    "resampled": {"rollout": {**GRPO["rollout"], "resample_equal_groups": 2}},
+    "penalised": {"rollout": {**GRPO["rollout"], "truncated": "penalise", "truncation_penalty": 1.0}},
+    "bfloat16": {"compute": {"precision": "bfloat16"}},
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*use_reentrant.*:UserWarning")
+@pytest.mark.parametrize("change", REGIONS.values(), ids=REGIONS.keys())
+def test_every_setting_trains(change: dict[str, Any], tmp_path: Path) -> None:
+    stage = {**GRPO, "steps": 2, "epochs": 2, **change}
+    rows = kedge.train(recipe(tmp_path, stage)).stages["grpo"].metrics
+    assert all(math.isfinite(row["loss"]) for row in rows[1:])
+    assert rows[-1]["trust_region/updates"] == 2
+
+
+def test_stops_at_a_kl_limit(tmp_path: Path) -> None:
+    stage = {
+        **GRPO,
+        "epochs": 6,
+        "old_kl_limit": 1e-4,
+        "optimizer": {"learning_rate": 1e-2},
+        "evaluation": None,
+    }
+    rows = kedge.train(recipe(tmp_path, stage)).stages["grpo"].metrics
+    assert all(1 <= row["trust_region/updates"] < 6 for row in rows)
+    assert all(row["kl/old_policy/exact"] > 1e-4 for row in rows)
+
+
+def test_exact_old_kl_is_zero_before_the_first_update(tmp_path: Path) -> None:
+    stage = {**GRPO, "minibatches": 2, "old_kl_limit": 1e9, "steps": 1, "optimizer": {"learning_rate": 1e-12}}
+    row = kedge.train(recipe(tmp_path, stage)).stages["grpo"].metrics[-1]
+    assert row["kl/old_policy/exact"] == pytest.approx(0, abs=1e-10)
+
+
+def test_start_of_run_is_checked(tmp_path: Path) -> None:
+    rows = kedge.train(recipe(tmp_path)).stages["grpo"].metrics
+    first = rows[1]
+    assert first["check/kl_policy_reference"] < 1e-6
+    assert first["check/log_ratio_max"] < 1e-4
+    assert first["check/sampler_log_prob_error_max"] < 1e-4
+    assert "check/log_ratio_max" not in rows[2]
+
+
+class Leaky(torch.nn.Module):
+    """A layer that lets the batch's shape into the numbers."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.inner(hidden)
+        wave = torch.sin(torch.arange(out.shape[-1], dtype=out.dtype))
+        return out + 0.05 * hidden.shape[0] * wave
+
+
+def test_a_batch_dependent_model_is_warned_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = sums.tokenizer()
+    model = build_model(
+        len(tokenizer), hidden_size=32, layers=1, heads=2, context=48, seed=0, pad_id=0, eos_id=1
+    )
+    model.model.layers[0].mlp = Leaky(model.model.layers[0].mlp)
+    config = recipe(tmp_path, {**GRPO, "steps": 1, "evaluation": None})
+    del config["model"]
+    kedge.train(config, model=model, tokenizer=tokenizer)
+    shown = capsys.readouterr().err
+    assert "the same weights but KL(policy‖reference) is" in shown
+    assert "the ratio at the first update is not 1" in shown
+    assert "the sampler's log-probabilities differ" in shown
+
+
+def test_not_finite_updates_are_skipped_and_stop_the_run(tmp_path: Path) -> None:
+    reward = tmp_path / "huge.py"
+    reward.write_text(
+        "calls = 0\n"
+        "def huge(prompts, completions, **columns):\n"
+        "    global calls\n    calls += 1\n"
+        "    scale = 3e38 if calls in (2, 4, 5, 6) else 1.0\n"
+        "    return [scale if i % 2 else -scale for i in range(len(completions))]\n",
+        encoding="utf-8",
+    )
+    stage = {
+        **GRPO,
+        "steps": 9,
+        "evaluation": None,
+        "advantage": {"kind": "mean"},
+        "checkpoint": {"every": 100},
+    }
+    stage["rewards"] = {"functions": [{"function": f"{reward}:huge"}]}
+    with pytest.raises(RunError, match="3 updates in a row"):
+        kedge.train(recipe(tmp_path, stage))
+    run = tmp_path / "run" / "grpo"
+    rows = read_metrics(run)
+    assert [row["skipped_updates"] for row in rows] == [0, 1, 1, 2, 3, 4]
+    assert {row["step"] for row in read_samples(run) if row["kind"] == "skipped"} == {1, 3, 4, 5}
+    saved = AutoModelForCausalLM.from_pretrained(run / "checkpoints" / "step-000006" / "model")
+    assert all(bool(torch.isfinite(p).all()) for p in saved.parameters())
+
+
+def test_best_checkpoint_stays(tmp_path: Path) -> None:
+    stage = {
+        **SFT,
+        "steps": 12,
+        "evaluation": {**SFT["evaluation"], "every": 2},
+        "checkpoint": {"every": 2, "keep": 1},
+    }
+    stage["optimizer"] = {"learning_rate": 0.3}
+    run = kedge.train(recipe(tmp_path, stage)).stages["sft"]
+    values = {
+        row["step"]: row["eval/cross_entropy/data_policy"] for row in run.metrics[1:] if row["step"] % 2 == 0
+    }
+    best = min(values, key=lambda step: values[step])
+    assert (run.path / "checkpoints" / "best").readlink() == Path(f"step-{best:06d}")
+    kept = {entry.name for entry in (run.path / "checkpoints").iterdir() if not entry.is_symlink()}
+    assert kept == {f"step-{best:06d}", "step-000012"}
+
+
+def test_true_distribution_is_shown_apart(tmp_path: Path) -> None:
+    stage = {**SFT, "data": {"task": "prose", "count": 64}, "true_log_prob": "kedge.tasks.prose:log_prob"}
+    stage["evaluation"] = {"data": {"task": "prose", "split": "heldout", "count": 32}, "every": 2}
+    model = {
+        "build": {"hidden_size": 32, "layers": 1, "heads": 2, "context": 96},
+        "tokenizer": {"task": "prose"},
+    }
+    last = kedge.train(recipe(tmp_path, stage, model=model)).stages["sft"].metrics[-1]
+    parts = last["eval/entropy/data"] + last["eval/kl/data_policy"]
+    assert parts == pytest.approx(last["eval/cross_entropy/data_policy"])
+    assert last["eval/kl/data_policy"] > 0
