@@ -162,25 +162,22 @@ def _recipe(config: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
 def _open_root(recipe: Recipe) -> Path:
     """Make the run's folder, or take up the one that is there."""
     root = Path(recipe.directory)
-    if root.exists() and not recipe.resume:
-        raise UserError(
-            f"{root}: this run exists already; go on with it by resume=true, or write to another folder with out=…"
-        )
-    if root.exists() and root.is_dir() and any(root.iterdir()) and not (root / RECIPE).exists():
-        raise UserError(f"{root}: is no run of Kedge (it has no {RECIPE}); give another folder with out=…")
     try:
+        if root.exists() and not recipe.resume:
+            raise UserError(
+                f"{root}: this run exists already; go on with it by resume=true, or write elsewhere with out=…"
+            )
+        if root.is_dir() and any(root.iterdir()) and not (root / RECIPE).exists():
+            raise UserError(
+                f"{root}: is no run of Kedge (it has no {RECIPE}); give another folder with out=…"
+            )
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"{root}: cannot be made ({error.strerror}); give another folder with out=…"
         ) from None
-    text = yaml.safe_dump(
-        json.loads(json.dumps(recipe.dump())), sort_keys=False, allow_unicode=True, width=110
-    )
-    try:
-        write_file(root / RECIPE, text.encode())
-    except (OSError, KedgeError) as error:
-        raise UserError(f"{root}: cannot be written ({error}); give another folder with out=…") from None
+    plain = json.loads(json.dumps(recipe.dump()))
+    write_file(root / RECIPE, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110).encode())
     return root
 
 

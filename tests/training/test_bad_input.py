@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import yaml
 
 from kedge.cli import main
 from kedge.models import build_model, save_model
-from kedge.tasks import sums
+from kedge.tasks import prose, sums
 from tests.training.small import GRPO, SFT, recipe
 
 Change = Callable[[dict[str, Any], Path], None]
@@ -51,10 +52,12 @@ def stage(**settings: Any) -> Change:
     return lambda config, folder: config["stages"][0].update(settings)
 
 
-def reference(vocabulary: int) -> Change:
+def other_reference() -> Change:
     def change(config: dict[str, Any], folder: Path) -> None:
-        model = build_model(vocabulary, hidden_size=32, layers=1, heads=2, context=48, pad_id=0, eos_id=1)
-        save_model(model, sums.tokenizer(), folder / "reference")
+        model = build_model(
+            len(prose.tokenizer()), hidden_size=32, layers=1, heads=2, context=48, pad_id=0, eos_id=1
+        )
+        save_model(model, prose.tokenizer(), folder / "reference")
         config["stages"][0]["reference"] = {"path": str(folder / "reference")}
 
     return change
@@ -103,11 +106,11 @@ CASES: dict[str, tuple[Change, int, str]] = {
     "reward gives NaN": (rewarded("return [float('nan')] * len(prompts)"), 1, "nan"),
     "reward gives too few": (rewarded("return [1.0]"), 1, "16"),
     "reward gives strings": (rewarded("return ['good'] * len(prompts)"), 1, "'good'"),
-    "other vocabulary": (reference(24), 2, "a vocabulary of"),
+    "other vocabulary": (other_reference(), 2, "has another vocabulary than the policy"),
     "missing reference": (stage(reference={"path": "no/such/model"}), 2, "no/such/model"),
     "missing model": (lambda config, folder: config.update(model={"path": "no/such/model"}), 2, "no/such/model"),
     "model without end": (model_without_end, 2, "end-of-text"),
-    "corrupt model": (model_cut_short, 2, "cut"),
+    "corrupt model": (model_cut_short, 1, "its safetensors file is damaged"),
     "existing run": (existing, 2, "go on with it by resume=true"),
     "file in the way": (in_the_way, 2, "cannot be made"),
     "device": (lambda config, folder: config.update(device="cuda:9"), 2, "'cuda:9' cannot be used here"),
@@ -126,7 +129,7 @@ def test_one_clear_error(
     assert code == status, shown
     assert expected in shown
     assert "Traceback" not in shown
-    if status == 1:
+    if "grpo: grpo" in shown:
         checkpoints = tmp_path / "run" / "grpo" / "checkpoints"
         assert [entry.name for entry in checkpoints.iterdir()] == ["step-000000.update-000"]
 
@@ -150,8 +153,9 @@ UNPRIVILEGED = 65534
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     """As an ordinary user, in a folder of root's."""
     config = recipe(tmp_path, {**SFT, "evaluation": None})
-    (tmp_path / "locked").mkdir(mode=0o755)
-    config["out"] = str(tmp_path / "locked" / "run")
+    locked = tempfile.mkdtemp()
+    Path(locked).chmod(0o755)
+    config["out"] = f"{locked}/run"
     code = (
         "import json, os, sys\n"
         "from kedge.api import train\n"
@@ -187,7 +191,8 @@ def test_no_space_left_while_saving(tmp_path: Path) -> None:
 
     full = child(20_000)
     assert full.returncode == 1, full.stderr
-    assert "could not be written" in full.stderr
+    assert "File too large" in full.stderr
+    assert "free some space" in full.stderr
     assert "Traceback" not in full.stderr
     stage_folder = tmp_path / "run" / "sft"
     assert not list((stage_folder / "checkpoints").glob("step-*"))

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedge.data import Rows, format_rows, load_rows
-from kedge.errors import UserError
+from kedge.errors import RunError, UserError
 from kedge.models import (
     build_model,
     disable_dropout,
@@ -137,6 +137,8 @@ def make_reference(
         return frozen_copy(policy)
     model = given if given is not None else load_model(str(config.path if config else ""), dtype=policy.dtype)
     source = config.path if config is not None else "the reference given"
+    if config is not None:
+        _require_same_tokens(config.path, tokenizer)
     rows = [
         usable_vocabulary(m, tokenizer) or m.get_output_embeddings().weight.shape[0] for m in (policy, model)
     ]
@@ -147,6 +149,22 @@ def make_reference(
         )
     verify_head(model)
     return frozen_copy(model).to(policy.device)
+
+
+def _require_same_tokens(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a reference whose own tokenizer, if it has one, gives other ids to the same text."""
+    try:
+        theirs = load_tokenizer(path).get_vocab()
+    except (UserError, RunError):
+        return
+    ours = tokenizer.get_vocab()
+    differing = [word for word, number in theirs.items() if ours.get(word) != number]
+    if differing or len(ours) != len(theirs):
+        example = f", for example {differing[0]!r}" if differing else ""
+        raise UserError(
+            f"reference: {path} has another vocabulary than the policy ({len(theirs)} entries, not {len(ours)}"
+            f"{example}); the KL between them means nothing: take a reference with the policy's tokenizer"
+        )
 
 
 def make_rewards(
