@@ -211,7 +211,7 @@ def write_demo(folder: Path) -> Path:
     write_policy(folder / "published-k3", K3, limit=0.34, seed=2)
     write_policy(folder / "exact-budget", BUDGET, limit=0.2, seed=3)
     names = ["sft", "no-anchor", "published-k3", "exact-budget"]
-    (folder / "config.yaml").write_text(f"stages: [{', '.join(f'{{name: {name}}}' for name in names)}]\n")
+    (folder / "recipe.yaml").write_text(f"stages: [{', '.join(f'{{name: {name}}}' for name in names)}]\n")
     return folder
 
 

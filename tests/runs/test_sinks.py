@@ -35,6 +35,29 @@ def test_tensorboard_forgets_steps_that_are_made_again(tmp_path: Path) -> None:
     assert scalars(run.path, "loss") == [(0, 1.0), (1, 1.0), (2, 2.0)]
 
 
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_services_take_a_run_and_its_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when trackio is imported
+    pytest.importorskip(name)
+    for resume in (False, True):
+        with RunDirectory.create(tmp_path / "run", {"seed": 0}, resume=resume, sinks=[name]) as run:
+            run.truncate_after(1)
+            for step in range(2 if resume else 0, 4):
+                run.metrics({"step": step, "loss": math.nan if step == 1 else 1.0})
+    assert "failed" not in (run.path / "log.txt").read_text()
+    identity = (run.path / ".sink-identity").read_text()
+    files = [
+        file
+        for folder in ("run/wandb", "trackio")
+        for file in (tmp_path / folder).rglob("*")
+        if file.is_file()
+    ]
+    assert any(identity.encode() in file.read_bytes() for file in files)
+
+
 def test_a_missing_package_names_the_extra_and_leaves_nothing(tmp_path: Path) -> None:
     missing = [name for name in sinks.SINKS if sinks.importlib.util.find_spec(name) is None]
     for name in missing:

@@ -101,6 +101,11 @@ def comparison(runs: Sequence[Path] | Sequence[Run]) -> Comparison:
 
     Raises:
         UserError: A path is no run directory.
+
+    >>> run = Run("mine", Path("mine"), {"method": "grpo"}, {}, [{"step": 9, "eval/reward/gold": 0.75}], [])
+    >>> table = comparison([run])
+    >>> table.rows[0].run, table.rows[0].text(table.columns[0])
+    ('mine', '0.750')
     """
     found = [run for run in runs if isinstance(run, Run)] or read_runs([Path(str(path)) for path in runs])
     policy = [run for run in found if run.kind == "policy"]

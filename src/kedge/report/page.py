@@ -58,6 +58,13 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     Raises:
         UserError: A path is no run directory, or a file in it is damaged.
         RunError: The file could not be written.
+
+    >>> import tempfile
+    >>> from kedge.runs import RunDirectory
+    >>> run = RunDirectory.create(Path(tempfile.mkdtemp()) / "run", {"method": "grpo"}, resume=False)
+    >>> run.metrics({"step": 1, "reward/mean": 0.5})
+    >>> write_report([run.path], run.path).name
+    'report.html'
     """
     file = out / "report.html" if out.is_dir() else out
     html = render(read_runs(runs))

@@ -118,7 +118,7 @@ def _expand(path: Path) -> list[Path]:
         raise UserError(f"{path}: no such run directory.")
     inner = [folder for folder in path.iterdir() if folder.is_dir() and _holds_run(folder)]
     if inner:
-        stages = read_config(path).get("stages") or []
+        stages = (read_config(path, "recipe.yaml") or read_config(path)).get("stages") or []
         order = [stage.get("name") for stage in stages if isinstance(stage, dict)]
         return sorted(inner, key=lambda folder: _place(folder, order))
     if not _holds_run(path) and not (path / "config.yaml").exists():

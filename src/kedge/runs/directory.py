@@ -201,13 +201,17 @@ def read_samples(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_config(path: str | os.PathLike[str], name: str = CONFIG) -> dict[str, Any]:
     """Read a run's resolved configuration; empty if it has none yet.
+
+    Args:
+        path: The run directory.
+        name: The file in it.
 
     Raises:
         UserError: The file is not YAML.
     """
-    file = Path(path) / CONFIG
+    file = Path(path) / name
     if not file.exists():
         return {}
     try:
