@@ -75,20 +75,26 @@ def anchor_claims(
 ) -> Iterator[Claim]:
     """Claim the expected gradient of each anchor in each regime, and its value where it is part of the loss.
 
+    Responses come in groups of two where the anchor compares them, else one by one.
+
     Args:
         draws: Tabular problems by the length of their responses.
         device: Where Kedge's functions run.
         dtype: Of hidden states and heads.
     """
     for regime in REGIMES:
-        problems = draws[regime.length]
-        cases = [
-            (each, enumerate_groups(each, device, dtype, off_policy=regime.off_policy)) for each in problems
-        ]
+        cases = {
+            size: [
+                (each, enumerate_groups(each, device, dtype, off_policy=regime.off_policy, size=size))
+                for each in draws[regime.length]
+            ]
+            for size in (1, 2)
+        }
         for anchor in expressible():
             if regime.length == 1 and (anchor.weights != "none" or anchor.baseline):
                 continue
-            yield from _claims(anchor, regime, cases, dtype)
+            compared = anchor.baseline or (anchor.placement == "reward" and anchor.gradient == "published")
+            yield from _claims(anchor, regime, cases[2 if compared else 1], dtype)
 
 
 def _claims(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -24,9 +25,6 @@ from kedge.objective import (
 )
 from kedge.objective.advantages import Kind
 from kedge.objective.aggregate import spread
-
-CHUNK_ROWS = 1000
-"""Rows of a chunk of the head: no multiple of a response's tokens, so that chunks cut responses."""
 
 Outputs = Mapping[str, Tensor]
 
@@ -62,6 +60,11 @@ class Experience:
     size: int
 
     @property
+    def chunk_rows(self) -> int:
+        """Rows of a chunk of the head: no multiple of a response's tokens, so that chunks cut responses."""
+        return 1000 if self.size > 1 else 20
+
+    @property
     def lengths(self) -> Int[Tensor, " R"]:
         """Tokens of each response."""
         return torch.full_like(self.drawn, self.problem.length)
@@ -71,12 +74,12 @@ class Experience:
         """Group of each response."""
         return torch.arange(self.drawn.numel(), device=self.device) // self.size
 
-    @property
+    @cached_property
     def targets(self) -> Int[Tensor, " N"]:
         """Tokens of all responses."""
         return self.problem.tokens.to(self.device)[self.drawn].flatten()
 
-    @property
+    @cached_property
     def hidden(self) -> Float[Tensor, "N S"]:
         """One-hot codes of the states of all tokens."""
         states = self.problem.states.to(self.device)[self.drawn].flatten()
@@ -92,7 +95,7 @@ class Experience:
         anchors = {"reference": (hidden, self.head(self.problem.reference))}
         with torch.no_grad():
             return score(
-                hidden, self.head(table), self.targets, anchors=anchors, want=want, chunk_rows=CHUNK_ROWS
+                hidden, self.head(table), self.targets, anchors=anchors, want=want, chunk_rows=self.chunk_rows
             )
 
     def offers(self, per_token: Callable[[Outputs, slice], Tensor], want: frozenset[str]) -> dict[str, Offer]:
@@ -105,7 +108,7 @@ class Experience:
             head.weight.requires_grad_()
             if way == "reduce":
                 loss, _ = reduce(
-                    hidden, head, targets, per_token, anchors=anchors, want=want, chunk_rows=CHUNK_ROWS
+                    hidden, head, targets, per_token, anchors=anchors, want=want, chunk_rows=self.chunk_rows
                 )
             else:
                 outputs = score(hidden, head, targets, anchors=anchors, want=want, backend="dense")

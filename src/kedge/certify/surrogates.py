@@ -230,7 +230,7 @@ def _entropy(problems: list[Tabular], device: torch.device, dtype: torch.dtype) 
     for problem in problems:
         truth = Truth(problem, off_policy=False)
         loss = PolicyLoss(TrustRegion("none"), UNANCHORED, beta=0.0, entropy_coefficient=0.5)
-        experience = enumerate_groups(problem, device, dtype, off_policy=False)
+        experience = enumerate_groups(problem, device, dtype, off_policy=False, size=1)
         offers = offered(experience, loss, off_policy=False)
         entropy = -(truth.log_pi.exp() * truth.log_pi).sum(-1)
         form = truth.gradient(-0.5 * truth.over_states(entropy))
