@@ -41,16 +41,19 @@ class Normalizer(NamedTuple):
 
 
 def normalizer(logits: Float[Tensor, "*rows V"]) -> Normalizer:
-    """Return the two parts of log Σ eˡ = max l + log Σ e^(l − max l).
+    """Return the two parts of log Σ eˡ = m + log(n + Σ e^(l − m)), the sum over all but the n maxima m.
+
+    Kept out of the sum, the maxima do not drown the others: a peaked row keeps its digits, too.
 
     >>> maximum, log_sum = normalizer(torch.tensor([1000.0, 1000.0]))
     >>> maximum.item(), round(log_sum.item(), 6)
     (1000.0, 0.693147)
     """
-    maximum = logits.detach().amax(
-        -1, keepdim=True
-    )  # a constant: whatever it is, the sum of the parts is the same
-    return Normalizer(maximum, (logits - maximum).exp().sum(-1, keepdim=True).log())
+    maximum = logits.amax(-1, keepdim=True)
+    top = logits == maximum
+    count = top.sum(-1, keepdim=True).to(logits.dtype)
+    others = (logits - maximum).exp().masked_fill(top, 0.0).sum(-1, keepdim=True)
+    return Normalizer(maximum, count.log() + (others / count).log1p())
 
 
 def log_ratio_of_logits(

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from kedge.divergence.log_probs import excess_exponential
 
-LINEAR_BEYOND = 20.0
-"""Where −L exceeds this many nats, k3 goes on as its tangent: e²⁰ ≈ 5·10⁸ is large, but far from overflow."""
+LINEAR_BEYOND = 30.0
+"""Where −L exceeds this many nats, k3 goes on as its tangent: e³⁰ ≈ 10¹³ is large, but far from overflow."""
 
 
 def k1(
@@ -81,7 +81,7 @@ def k3(
         k3 ≥ 0, in nats. The expectation of its own derivative is ∇KL(ρ‖π), the forward KL's, on-policy.
 
     >>> [f"{value:.3g}" for value in k3(torch.tensor([-1.0, -50.0]), torch.tensor([-1.0, -1.0])).tolist()]
-    ['0', '1.46e+10']
+    ['0', '2.14e+14']
     """
     x = -_log_ratio(log_policy, log_reference)
     at_edge, slope = math.expm1(LINEAR_BEYOND) - LINEAR_BEYOND, math.expm1(LINEAR_BEYOND)
