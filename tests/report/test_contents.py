@@ -139,6 +139,14 @@ def test_the_kl_stands_against_its_budget(demo: Path) -> None:
     assert chart(found, "β")["log"]
 
 
+@pytest.mark.parametrize(("kl", "log"), [(0.3, False), (5.0, True)])
+def test_a_run_far_above_a_budget_does_not_flatten_it(tmp_path: Path, kl: float, log: bool) -> None:
+    name = "kl/policy_reference/exact"
+    held = write_run(tmp_path / "a", [{"step": 1, name: 0.2, "anchor/budget": 0.2}])
+    free = write_run(tmp_path / "b", [{"step": 1, name: kl}])
+    assert chart(sections(read_runs([held, free])), "KL(policy ‖ reference)")["log"] is log
+
+
 def test_a_reward_that_is_the_sum_is_drawn_once(demo: Path, tmp_path: Path) -> None:
     rewards = next(s for s in sections(read_runs([demo])) if s["title"] == "Reward")
     assert [(c["title"], c["unit"]) for c in rewards["charts"]] == [
@@ -210,6 +218,25 @@ def test_samples_stand_side_by_side_for_the_same_prompts(tmp_path: Path) -> None
     assert cells == [[["a", "b"], ["f"], ["h"]], [["c"], ["e"], None], [["d"], ["g"], None]]
     assert [row["prompt"][0]["text"] for row in table["rows"]] == ["p", "q", "q"]
     assert table["rows"][0]["cells"][0]["total"] == 1.0
+
+
+def test_words_that_were_decoded_alone_stand_apart_again(tmp_path: Path) -> None:
+    row = sample(0, "p", "")
+    words = {
+        **row,
+        "completion": "the dog runs .\n it ran",
+        "tokens": ["the", "dog", "runs", ".", "it", "ran", "<eos>"],
+    }
+    pieces = {**row, "prompt": "q", "completion": " the dog", "tokens": [" the", " d", "og"]}
+    bytes_ = {**row, "prompt": "r", "completion": "é x", "tokens": ["\ufffd", "\ufffd", " x"]}
+    rows = sample_table(read_runs([write_run(tmp_path / "a", [{"step": 0}], [words, pieces, bytes_])]))[
+        "rows"
+    ]
+    assert [row["cells"][0]["gaps"] for row in rows] == [
+        ["", " ", " ", " ", "\n ", " ", ""],
+        ["", "", ""],
+        ["", "", ""],
+    ]
 
 
 def test_runs_that_start_apart_keep_their_own_starts(tmp_path: Path) -> None:

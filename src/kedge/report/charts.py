@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,10 +150,17 @@ def _chart(chart: Chart, runs: Iterable[tuple[int, Run]]) -> dict[str, Any]:
         "kind": "steps",
         "title": chart.title,
         "unit": chart.unit,
-        "log": chart.log,
+        "log": chart.log or _dwarfed_budget(lines),
         "note": chart.note,
         "lines": lines,
     }
+
+
+def _dwarfed_budget(lines: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether a budget would be flat on the ground of a linear axis, beside a run that is far above it."""
+    budgets = [value for line in lines if line["quantity"] == "budget" for value in line["y"] if value]
+    values = [value for line in lines if line["quantity"] != "budget" for value in line["y"] if value]
+    return bool(budgets) and max(values, default=0.0) > 8 * min(budgets)
 
 
 def _lines(chart: Chart, index: int, run: Run) -> list[dict[str, Any]]:

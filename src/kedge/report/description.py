@@ -79,12 +79,12 @@ def lines(runs: Sequence[Run]) -> list[dict[str, str]]:
 
 
 def facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Facts about model, machine and versions; one value where the runs agree, all of them where they differ."""
+    """Facts about model, machine and versions: one value where the runs agree, else all; the earliest start."""
     found = []
     for label in _facts(None):
         values = list(dict.fromkeys(value for run in runs if (value := _facts(run)[label])))
         if values:
-            found.append((label, ", ".join(values)))
+            found.append((label, min(values) if label == "started" else ", ".join(values)))
     return found
 
 
@@ -101,7 +101,9 @@ def _facts(run: Run | None) -> dict[str, str]:
         "parameters": count(parameters) if isinstance(parameters, int | float) else "",
         "seed": str(environment.get("seed", "")),
         "reference": str(environment.get("reference") or "")[:12],
-        "device": f"{device}, {threads} threads" if device == "cpu" and threads else str(device),
+        "device": f"{device}, {threads} thread{'s' * (threads > 1)}"
+        if device == "cpu" and threads
+        else str(device),
         "versions": " · ".join(f"{name} {version}" for name, version in versions.items()),
         "revision": f"{revision}, changed" if revision and git.get("changed") else revision,
         "started": str(environment.get("started", "")).replace("T", " ").replace("+00:00", " UTC"),

@@ -95,6 +95,7 @@ def _cell(sample: Sample) -> dict[str, Any]:
     rewards = {str(name): value for name, value in (sample.get("rewards") or {}).items()}
     return {
         "tokens": tokens[:MAX_TOKENS],
+        "gaps": _gaps(tokens[:MAX_TOKENS], str(sample.get("completion", ""))),
         "kl": [_rounded(value) for value in kl[:MAX_TOKENS]],
         "more": max(0, len(tokens) - MAX_TOKENS),
         "total": _rounded(math.fsum(value for value in kl if math.isfinite(value))) if kl else None,
@@ -102,6 +103,18 @@ def _cell(sample: Sample) -> dict[str, Any]:
         "rewards": rewards,
         "finished": bool(sample.get("finished", True)),
     }
+
+
+def _gaps(tokens: Sequence[str], completion: str) -> list[str]:
+    """Find the white space before each token that the completion has and the tokens, decoded alone, have not."""
+    gaps, place = [], 0
+    for token in tokens:
+        found = completion.find(token, place)
+        gap = completion[place:found] if found >= 0 else ""
+        known = found >= 0 and not gap.strip()
+        gaps.append(gap if known else "")
+        place = found + len(token) if known else place
+    return gaps
 
 
 def _scale(rows: Sequence[Mapping[str, Any]]) -> float:

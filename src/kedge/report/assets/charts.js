@@ -34,8 +34,8 @@ Kedge.charts = (() => {
     return [steps, ...columns];
   }
 
-  // The lines to draw: in the unit chosen, smoothed ones above their faint originals.
-  function drawn(chart, log) {
+  // The lines to draw: in the unit chosen, smoothed ones above their faint originals, constants to the end.
+  function drawn(chart, log, end) {
     const factor = state.factor(chart.unit);
     const found = [];
     for (const line of chart.lines) {
@@ -43,8 +43,11 @@ Kedge.charts = (() => {
       const scaled = { ...line, y: line.y.map(scale), error: line.error && line.error.map(scale) };
       if (state.smooth > 0 && line.style === "solid") {
         found.push({ ...scaled, faint: true }, { ...scaled, y: smoothed(scaled.y, state.smooth) });
+      } else if (line.style === "points") {
+        found.push({ ...scaled, alone: !chart.lines.some((other) => other.run === line.run && other.style === "solid") });
       } else {
-        found.push(scaled);
+        const constant = line.style === "dash";
+        found.push(constant ? { ...scaled, x: [...line.x, end], y: [...scaled.y, lastOf(scaled.y)] } : scaled);
       }
     }
     return found;
@@ -60,7 +63,7 @@ Kedge.charts = (() => {
       dash: { dash: [6, 4], dot: [2, 3] }[line.style],
       points: { show: points || line.x.length === 1, size: 6, width: 1.5, stroke: colour, fill: state.css("--bg") },
       alpha: line.style === "dash" ? 0.85 : 1,
-      paths: points ? () => null : undefined,
+      paths: points && !line.alone ? () => null : undefined,
     };
   }
 
@@ -123,7 +126,7 @@ Kedge.charts = (() => {
     return [bottom, high + 0.07 * room];
   }
 
-  // Logarithmic axes begin and end at 1, 2 or 5 times a power of ten.
+  // Logarithmic axes begin and end at 1, 2 or 5 times a power of ten, less than four powers apart.
   function paddedLog(u, low, high) {
     if (low === null) return [0.1, 1];
     const round = (value, up) => {
@@ -132,13 +135,14 @@ Kedge.charts = (() => {
       return up ? steps.find((step) => step >= value * 0.999) : steps.findLast((step) => step <= value * 1.001);
     };
     const bottom = round(low / 1.1, false);
-    return [bottom, Math.max(round(high * 1.1, true), bottom * 2)];
+    const top = Math.max(round(high * 1.1, true), bottom * 2);
+    return [Math.max(bottom, top / 5000), top];
   }
 
   // The value of a line at a step: the last one at or before it, none after the line's end.
   function at(line, step) {
     if (step === null) return lastOf(line.y);
-    if (step > line.x[line.x.length - 1]) return null;
+    if (step > line.x[line.x.length - 1] && line.style !== "dash") return null;
     let found = null;
     for (let i = 0; i < line.x.length && line.x[i] <= step; i++) found = line.y[i];
     return found;
@@ -216,7 +220,7 @@ Kedge.charts = (() => {
     function build() {
       logarithmic.hidden = !(log || spread(chart) > 3);
       logarithmic.setAttribute("aria-pressed", String(log));
-      const lines = drawn(chart, log);
+      const lines = drawn(chart, log, full[1]);
       unit.textContent = [state.unitName(chart.unit), chart.note].filter(Boolean).join(" · ");
       legend(legendElement, chart, null);
       if (u) u.destroy();

@@ -24,7 +24,7 @@ Kedge.samples = (() => {
         span.dataset.kl = kl;
       }
       span.dataset.token = text;
-      fragment.append(span);
+      fragment.append(cell.gaps[index], span);
     });
     element.append(fragment);
     if (cell.more) element.append(node("em", "", ` + ${cell.more} tokens`));
