@@ -10,12 +10,13 @@ import pytest
 from kedge.tasks.grammar import Grammar, Rules
 
 SMALL: Rules = {
-    "text": [(0.3, ("det.sg", "mod", "cat", "rest.sg")), (0.7, ("det.pl", "mod", "cats", "rest.pl"))],
+    "text": [(0.3, ("det.sg", "mod", "cat", "rest.sg")), (0.7, ("det.pl", "mod", "cats", "rest.pl", "end"))],
     "det.sg": [(0.4, ("a",)), (0.6, ("this",))],
     "det.pl": [(1.0, ("these",))],
     "mod": [(0.5, ()), (0.5, ("big", "more"))],
     "more": [(0.8, ()), (0.2, ("grey",))],
     "rest.sg": [(0.9, ("sleeps",)), (0.1, ("who", "eats", "sleeps"))],
+    "end": [(0.6, ()), (0.4, ("today",))],
     "rest.pl": [(0.9, ("sleep",)), (0.1, ("who", "eat", "sleep"))],
 }
 
