@@ -79,7 +79,7 @@ class PolicyWork:
         found: Metrics = {}
 
         def accumulate() -> float | None:
-            loss, scores, inputs = self._gradients(batch)
+            loss, scores, inputs = self.accumulate(batch)
             found.update(self._measure(batch, scores, inputs))
             limit = self.stage.old_kl_limit
             return None if limit is not None and found["kl/old_policy/exact"] > limit else loss
@@ -107,7 +107,7 @@ class PolicyWork:
         chosen = order.chunk(self.stage.minibatches)[index].to(group.device)
         return torch.nonzero(torch.isin(group, chosen)).flatten()
 
-    def _gradients(self, batch: Experience) -> tuple[float, dict[str, Tensor], TokenInputs]:
+    def accumulate(self, batch: Experience) -> tuple[float, dict[str, Tensor], TokenInputs]:
         """Add up the gradients of one update over its micro-batches; give its loss and scores."""
         loss = self.loss()
         inputs = self._inputs(batch, loss)

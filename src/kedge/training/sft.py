@@ -70,8 +70,10 @@ class SftWork:
         }
 
     def _batches(self, examples: Examples, rows: Sequence[int]) -> list[ExampleBatch]:
+        """Cut a batch into micro-batches of examples of like length, so that little is padding."""
         size = self.stage.compute.micro_batch
-        groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+        ordered = sorted(rows, key=lambda row: len(examples.tokens[row]))
+        groups = [ordered[start : start + size] for start in range(0, len(ordered), size)]
         return [examples.batch(group, self.session.device) for group in groups]
 
     def _gradients(self, batch: ExampleBatch, total: int) -> tuple[float, float]:

@@ -76,7 +76,7 @@ def run_stage(
         interrupt=interrupt,
         identity={"policy at the start": fingerprint(model)},
     )
-    work = _sft(stage, session) if isinstance(stage, SftStage) else _grpo(stage, session, materials)
+    work = sft_work(stage, session) if isinstance(stage, SftStage) else policy_work(stage, session, materials)
     run.record_environment(
         environment(
             device=str(materials.device),
@@ -91,7 +91,8 @@ def run_stage(
     run_loop(session, work)
 
 
-def _sft(stage: SftStage, session: Session) -> Work:
+def sft_work(stage: SftStage, session: Session) -> Work:
+    """Put together what SFT does in a step."""
     train = _examples(stage, session, heldout=False)
     heldout = _examples(stage, session, heldout=True) if stage.evaluation is not None else None
     vocabulary = usable_vocabulary(session.model, session.tokenizer)
@@ -118,7 +119,8 @@ def _examples(stage: SftStage, session: Session, *, heldout: bool) -> Examples:
     return examples
 
 
-def _grpo(stage: GrpoStage, session: Session, materials: Materials) -> Work:
+def policy_work(stage: GrpoStage, session: Session, materials: Materials) -> Work:
+    """Put together what GRPO does in a step."""
     reference = make_reference(stage.reference, materials.reference, session.model, session.tokenizer)
     session.identity = {**session.identity, "reference": fingerprint(reference)}
     if (warning := caution(stage.anchor.build())) is not None:
