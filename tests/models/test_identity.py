@@ -22,17 +22,30 @@ def test_it_survives_freezing_and_modes(make):
     assert fingerprint(frozen_copy(model)) == before
 
 
-def test_one_bit_of_one_weight_changes_it(make):
-    model = make("llama")
+def test_one_bit_of_any_weight_changes_it(make):
+    model = make("gpt2")
     before = fingerprint(model)
-    weight = model.model.layers[1].mlp.up_proj.weight
-    weight.data.view(torch.int32)[3, 5] ^= 1
-    assert fingerprint(model) != before
+    for parameter in model.parameters():
+        bits = parameter.data.view(torch.int32).view(-1)
+        bits[-1] ^= 1
+        assert fingerprint(model) != before
+        bits[-1] ^= 1
+    assert fingerprint(model) == before
 
 
 def test_dtype_and_names_change_it(make):
     marks = {fingerprint(make("llama", dtype)) for dtype in (torch.float32, torch.bfloat16)}
     marks.add(fingerprint(make("qwen3")))
+    assert len(marks) == 3
+
+
+def test_equal_bytes_of_another_dtype_or_shape_are_another_model(make):
+    model = make("llama")
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    marks = {fingerprint(model.to(dtype)) for dtype in (torch.bfloat16, torch.float16)}
+    model.model.layers[0].mlp.up_proj.weight.data = torch.zeros(32, 48, dtype=torch.float16)
+    marks.add(fingerprint(model))
     assert len(marks) == 3
 
 
