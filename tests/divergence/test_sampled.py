@@ -68,6 +68,15 @@ def test_k3_goes_on_in_a_straight_line() -> None:
     assert k3(-inside, torch.zeros_like(inside)).item() == pytest.approx(math.expm1(29) - 29, rel=1e-12)
 
 
+def test_the_line_far_out_leaves_small_gradients_alone() -> None:
+    log_ratio = torch.tensor([1e-5, -1e-5, 1e-2, -3.0, 10.0], requires_grad=True)
+    k3(log_ratio, torch.zeros_like(log_ratio)).sum().backward()
+    assert log_ratio.grad is not None
+    assert log_ratio.grad.tolist() == pytest.approx(
+        (-torch.expm1(-log_ratio.detach().double())).tolist(), rel=1e-6
+    )
+
+
 def test_estimators_are_float32_at_least_and_survive_masks() -> None:
     half = torch.tensor([-1.0, -2.0]).bfloat16()
     masked = torch.tensor([-INF, -1.0, -INF])
