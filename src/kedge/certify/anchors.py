@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kedge.certify.claims import Claim, Measurement, judge
-from kedge.certify.forms import gradient_form, value_form
-from kedge.certify.offered import Experience, Offer, anchored, enumerate_groups
+from kedge.certify.forms import Form, gradient_form, value_form
+from kedge.certify.offered import Offer, anchored, enumerate_groups
 from kedge.certify.tabular import Tabular
 from kedge.certify.truth import Truth
 from kedge.objective import Anchor
@@ -73,9 +73,7 @@ def describe(anchor: Anchor) -> str:
 def anchor_claims(
     draws: dict[int, list[Tabular]], device: torch.device, dtype: torch.dtype
 ) -> Iterator[Claim]:
-    """Claim the expected gradient of each anchor in each regime, and its value where it is part of the loss.
-
-    Responses come in groups of two where the anchor compares them, else one by one.
+    """Claim what each anchor gives in each regime.
 
     Args:
         draws: Tabular problems by the length of their responses.
@@ -83,56 +81,45 @@ def anchor_claims(
         dtype: Of hidden states and heads.
     """
     for regime in REGIMES:
-        cases = {
-            size: [
-                (each, enumerate_groups(each, device, dtype, off_policy=regime.off_policy, size=size))
-                for each in draws[regime.length]
-            ]
-            for size in (1, 2)
-        }
         for anchor in expressible():
-            if regime.length == 1 and (anchor.weights != "none" or anchor.baseline):
-                continue
-            compared = anchor.baseline or (anchor.placement == "reward" and anchor.gradient == "published")
-            yield from _claims(anchor, regime, cases[2 if compared else 1], dtype)
+            if regime.length > 1 or (anchor.weights == "none" and not anchor.baseline):
+                yield from claims_on(anchor, regime, draws[regime.length], device, dtype)
 
 
-def _claims(
-    anchor: Anchor, regime: Regime, cases: list[tuple[Tabular, Experience]], dtype: torch.dtype
+def claims_on(
+    anchor: Anchor, regime: Regime, problems: list[Tabular], device: torch.device, dtype: torch.dtype
 ) -> Iterator[Claim]:
-    truths = [Truth(problem, regime.off_policy) for problem, _ in cases]
-    offers = [anchored(experience, anchor, off_policy=regime.off_policy) for _, experience in cases]
+    """Claim an anchor's expected gradient, and its value where it is part of the loss.
+
+    Responses come in groups of two where the anchor compares them, else one by one.
+    """
+    compares = anchor.baseline or (anchor.placement == "reward" and anchor.gradient == "published")
+    size = 2 if compares else 1
+    truths = [Truth(problem, regime.off_policy) for problem in problems]
+    wanted = [truth.sequence_kl(anchor.direction) for truth in truths]
+    offers = [
+        anchored(
+            enumerate_groups(problem, device, dtype, off_policy=regime.off_policy, size=size),
+            anchor,
+            off_policy=regime.off_policy,
+        )
+        for problem in problems
+    ]
+    name = describe(anchor)
     forms = [gradient_form(truth, anchor) for truth in truths]
-    wanted = [truth.gradient(truth.sequence_kl(anchor.direction)) for truth in truths]
-    yield judge(
-        describe(anchor),
-        regime.name,
-        "gradient",
-        forms[0].text,
-        [
-            Measurement(_pick(offer, "gradient"), form.value, true)
-            for offer, form, true in zip(offers, forms, wanted, strict=True)
-        ],
-        exact=forms[0].exact,
-        dtype=dtype,
-    )
-    if anchor.placement == "reward" or anchor.baseline:
-        return
-    forms = [value_form(truth, anchor) for truth in truths]
-    values = [truth.sequence_kl(anchor.direction).detach() for truth in truths]
-    yield judge(
-        describe(anchor),
-        regime.name,
-        "value",
-        forms[0].text,
-        [
-            Measurement(_pick(offer, "value"), form.value, true)
-            for offer, form, true in zip(offers, forms, values, strict=True)
-        ],
-        exact=forms[0].exact,
-        dtype=dtype,
-    )
+    slopes = [truth.gradient(kl) for truth, kl in zip(truths, wanted, strict=True)]
+    evidence = _evidence(offers, "gradient", forms, slopes)
+    yield judge(name, regime.name, "gradient", forms[0].text, evidence, exact=forms[0].exact, dtype=dtype)
+    if anchor.placement == "loss" and not anchor.baseline:
+        forms = [value_form(truth, anchor) for truth in truths]
+        evidence = _evidence(offers, "value", forms, [kl.detach() for kl in wanted])
+        yield judge(name, regime.name, "value", forms[0].text, evidence, exact=forms[0].exact, dtype=dtype)
 
 
-def _pick(offers: dict[str, Offer], what: str) -> list[Tensor]:
-    return [getattr(offer, what) for offer in offers.values()]
+def _evidence(
+    offers: list[dict[str, Offer]], what: str, forms: list[Form], truths: list[Tensor]
+) -> list[Measurement]:
+    return [
+        Measurement([getattr(offer, what) for offer in ways.values()], form.value, truth)
+        for ways, form, truth in zip(offers, forms, truths, strict=True)
+    ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from kedge.certify.anchors import anchor_claims
@@ -13,7 +15,9 @@ from kedge.certify.tabular import draw
 SEEDS = (0, 1, 2)
 
 
-def run(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float64) -> list[Claim]:
+def run(
+    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float64, *, seeds: Sequence[int] = SEEDS
+) -> list[Claim]:
     """Certify this installation: hold every claim against a tabular policy whose responses are enumerated.
 
     The values and gradients come from the functions that training calls (`kedge.head.score`,
@@ -24,6 +28,7 @@ def run(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float64) 
     Args:
         device: Such as "cpu" or "cuda".
         dtype: float64, float32, float16 or bfloat16; the tolerance is ``TOLERANCE[dtype]``.
+        seeds: One draw of the tables for each.
 
     Returns:
         The claims, those that failed too: see `Claim.passed`.
@@ -34,14 +39,14 @@ def run(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float64) 
     Source: the gradients of Schulman's estimators, joschu.net/blog/kl-approx.html; the per-state sum of exact
     KLs, Amini, Vieira, Cotterell 2025, arXiv 2504.10637.
 
-    >>> all(claim.passed for claim in run())
+    >>> all(claim.passed for claim in run(seeds=[0]))
     True
     """
     if dtype not in TOLERANCE:
         stated = ", ".join(str(each).removeprefix("torch.") for each in TOLERANCE)
         raise ValueError(f"the certificate knows the dtypes {stated}, not {dtype}")
     where = torch.device(device)
-    draws = {length: [draw(seed, dtype, length=length) for seed in SEEDS] for length in (1, 2, 3)}
+    draws = {length: [draw(seed, dtype, length=length) for seed in seeds] for length in (1, 2, 3)}
     return [
         *output_claims(draws[3], where, dtype),
         *anchor_claims(draws, where, dtype),

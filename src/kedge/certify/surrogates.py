@@ -161,7 +161,7 @@ def surrogate_claims(
         dtype: Of hidden states and heads.
     """
     for case in CASES:
-        yield _surrogate(case, draws[3], device, dtype)
+        yield claim_on(case, draws[3], device, dtype)
     for size in (2, 3):
         yield _advantage("leave_one_out", size, draws[2], device, dtype)
         yield _advantage("mean", size, draws[2], device, dtype)
@@ -179,7 +179,8 @@ def _policy_gradient(truth: Truth, rewards: Tensor) -> Tensor:
     return -truth.gradient((truth.responses(truth.log_pi) * rewards).sum())
 
 
-def _surrogate(case: Case, problems: list[Tabular], device: torch.device, dtype: torch.dtype) -> Claim:
+def claim_on(case: Case, problems: list[Tabular], device: torch.device, dtype: torch.dtype) -> Claim:
+    """Claim the expected gradient of one case."""
     drawn_by_another = case.off_policy or case.correction is not None
     measurements = []
     for problem in problems:
