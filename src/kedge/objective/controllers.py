@@ -112,46 +112,39 @@ class Adaptive:
 class Budget:
     """The constraint KL ≤ budget itself: β is its dual variable, found by damped dual ascent on log β.
 
-    The error is measured as a distance, d = √(KL/budget) (KL grows with the square of how far a policy has
-    moved), smoothed to d̄ with speed v̄ a step::
+    With the violation e = log(KL/budget), held within ±CLIP and smoothed to ē::
 
-        d̄ ← d̄ + LEVEL·(d − d̄)       v̄ ← v̄ + TREND·(d̄ − d̄_before − v̄)       m ← m + REST·(|v̄| − m)
-        u = HORIZON·v̄ − min(1 − d̄, HORIZON/APPROACH)
-        log β ← log β + clip(GAIN·u/(m + STILL), −FALL, +RISE),   then into [log low, log high]
+        ē ← ē + SMOOTHING·(e − ē)
+        I ← I + ASCENT·ē + RESCUE·max(0, ē − 1/4),   within [log low, log high]
+        log β = I + DAMPING·ē,                        within [log low, log high]
 
-    The second term of u integrates the violation; the first damps it, so that β answers to where the KL is
-    going. Below the budget the policy is let out at one budget in APPROACH steps at most, and β falls no further
-    while it comes nearer at that pace: a slack constraint does not wind β down. At the bounds nothing is stored
-    beyond log β, so β leaves them with the first sign. The gain falls with the restlessness m of the plant:
-    slow and fast learners are held alike.
+    I is the dual ascent: at rest KL = budget, whatever the β that takes. The damping term answers at once: it
+    lets the policy out while it is far below its budget and brakes it as it comes near. The rescue term hurries
+    where the KL is well above. A constraint that stays slack takes β to its lower bound and no further: nothing
+    is stored beyond the bounds. The gains suit policies that need some ten steps or more to use their budget up.
 
     Args:
         budget: How far the policy may go, in ``unit``.
         unit: Of the budget and of the KL.
-        beta: β at the start, in reward per nat; the policy starts at the reference, so too high costs some
-            steps and too low an overshoot.
+        beta: I = log β at the start, in reward per nat.
         low: Lower bound of β; where β stays there the constraint is slack.
         high: Upper bound of β.
 
     Raises:
         ValueError: budget ≤ 0, or not 0 < low ≤ beta ≤ high.
 
+    Source: a proportional–integral multiplier; Stooke, Achiam, Abbeel 2020, arXiv 2007.03964.
+
     >>> controller = Budget(0.2, "nats/token")
-    >>> start = controller.beta
-    >>> max(controller.update(1.0, responses=64) for _ in range(3)) > start
-    True
+    >>> [round(controller.update(kl, responses=64), 3) for kl in (0.0, 0.2, 0.8)]
+    [0.204, 0.413, 1.233]
     """
 
-    LEVEL = 0.5
-    TREND = 0.3
-    REST = 0.05
-    HORIZON = 8.0
-    APPROACH = 65.0
-    GAIN = 0.004
-    STILL = 0.006
-    FALL = 0.1
-    RISE = 0.2
-    FARTHEST = 3.0
+    SMOOTHING = 0.5
+    ASCENT = 0.06
+    DAMPING = 1.0
+    RESCUE = 0.1
+    CLIP = 1.5
 
     def __init__(
         self,
@@ -166,44 +159,35 @@ class Budget:
         self.low, self.high = _above_zero("low", low), _above_zero("high", high)
         if not low <= beta <= high:
             raise ValueError(f"β must start between its bounds {low:g} and {high:g}, got {beta:g}")
-        self._log_beta = math.log(beta)
-        self._distance = 0.0
-        self._speed = 0.0
-        self._restlessness = 0.0
+        self._integral = math.log(beta)
+        self._violation: float | None = None
 
     @property
     def beta(self) -> float:
         """β for the next update, in reward per nat."""
-        return min(max(math.exp(self._log_beta), self.low), self.high)
+        return math.exp(self._bounded(self._integral + self.DAMPING * (self._violation or 0.0)))
 
     def update(self, kl: float, *, responses: int) -> float:
         """Take in the KL of a step; return the new β."""
-        distance = min(math.sqrt(_kl(kl) / self.budget), self.FARTHEST)
-        before = self._distance
-        self._distance += self.LEVEL * (distance - before)
-        self._speed += self.TREND * (self._distance - before - self._speed)
-        self._restlessness += self.REST * (abs(self._speed) - self._restlessness)
-        pull = self.HORIZON * self._speed - min(1 - self._distance, self.HORIZON / self.APPROACH)
-        step = self.GAIN * pull / (self._restlessness + self.STILL)
-        moved = self._log_beta + min(max(step, -self.FALL), self.RISE)
-        self._log_beta = min(max(moved, math.log(self.low)), math.log(self.high))
+        ratio = max(_kl(kl) / self.budget, math.exp(-self.CLIP))
+        violation = min(math.log(ratio), self.CLIP)
+        before = violation if self._violation is None else self._violation
+        self._violation = before + self.SMOOTHING * (violation - before)
+        rescue = self.RESCUE * max(0.0, self._violation - 0.25)
+        self._integral = self._bounded(self._integral + self.ASCENT * self._violation + rescue)
         return self.beta
 
+    def _bounded(self, log_beta: float) -> float:
+        return min(max(log_beta, math.log(self.low)), math.log(self.high))
+
     def state_dict(self) -> dict[str, float]:
-        """Return log β and the smoothed distance, speed and restlessness."""
-        return {
-            "log_beta": self._log_beta,
-            "distance": self._distance,
-            "speed": self._speed,
-            "restlessness": self._restlessness,
-        }
+        """Return the integral and, after the first step, the smoothed violation."""
+        state = {"integral": self._integral}
+        return state if self._violation is None else {**state, "violation": self._violation}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Go on from a `state_dict`."""
-        self._log_beta = state["log_beta"]
-        self._distance = state["distance"]
-        self._speed = state["speed"]
-        self._restlessness = state["restlessness"]
+        self._integral, self._violation = state["integral"], state.get("violation")
 
 
 def _above_zero(name: str, value: float) -> float:
