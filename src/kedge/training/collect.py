@@ -17,6 +17,7 @@ from kedge.data import Order
 from kedge.rewards import RewardSet
 from kedge.rollout import Rollout, SamplingConfig, concatenate, generate
 from kedge.training.prompts import Prompts
+from kedge.training.scoring import arithmetic
 from kedge.training.seeds import generator
 
 
@@ -75,6 +76,7 @@ class Collector:
     prompts_per_step: int
     resample_equal_groups: int
     seed: int
+    precision: str = "float32"
     order: Order = field(init=False)
     position: int = 0
     kept: list[Batch] = field(default_factory=list)
@@ -119,7 +121,8 @@ class Collector:
         self.position += count
         tokens = [self.prompts.tokens[row] for row in rows]
         draw = generator(self.seed, "rollout", step, self.attempt, device=self.model.device)
-        return Batch(generate(self.model, self.tokenizer, tokens, self.sampling, draw), rows)
+        with arithmetic(self.model, self.precision):
+            return Batch(generate(self.model, self.tokenizer, tokens, self.sampling, draw), rows)
 
     @property
     def in_hand(self) -> bool:

@@ -23,7 +23,7 @@ from kedge.training.measures import (
     reward_metrics,
 )
 from kedge.training.prompts import Prompts
-from kedge.training.scoring import Scorer
+from kedge.training.scoring import Scorer, arithmetic
 from kedge.training.seeds import generator
 
 
@@ -46,14 +46,15 @@ class PolicyEvaluator:
         rows = list(range(len(self.prompts)))
         draw = generator(self.seed, "evaluation", device=self.model.device)
         tokens = [self.prompts.tokens[row] for row in rows]
-        rollout = generate(
-            self.model,
-            self.tokenizer,
-            tokens,
-            self.sampling,
-            draw,
-            batch_size=self.scorer.compute.micro_batch,
-        )
+        with arithmetic(self.model, self.scorer.compute.precision):
+            rollout = generate(
+                self.model,
+                self.tokenizer,
+                tokens,
+                self.sampling,
+                draw,
+                batch_size=self.scorer.compute.micro_batch,
+            )
         batch = reward(Batch(rollout, rows), self.prompts, self.rewards, self.tokenizer)
         scores = self._scores(batch)
         metrics = {

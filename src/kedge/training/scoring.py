@@ -32,7 +32,7 @@ class Scorer:
     def hidden(self, model: PreTrainedModel, rollout: Rollout) -> Float[Tensor, "N H"]:
         """Hidden states that predict the response tokens, in one pass."""
         tokens, lengths = rollout.sequences()
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=self.compute.precision == "bfloat16"):
+        with arithmetic(model, self.compute.precision):
             hidden = hidden_states(model, tokens, lengths, layout=self.compute.layout)
         return hidden[rollout.predicting()]
 
@@ -63,6 +63,11 @@ class Scorer:
             temperature=self.temperature,
             chunk_rows=self.compute.head_chunk_rows,
         )
+
+
+def arithmetic(model: PreTrainedModel, precision: str) -> torch.autocast:
+    """The precision of the transformer blocks, the same for sampler and trainer."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def parts(rollout: Rollout, responses: int) -> Iterator[tuple[slice, Rollout]]:

@@ -19,7 +19,7 @@ from kedge.training.config import SftStage
 from kedge.training.examples import ExampleBatch, Examples
 from kedge.training.loop import Evaluation, Metrics, Session
 from kedge.training.measures import perplexity
-from kedge.training.scoring import Scorer
+from kedge.training.scoring import Scorer, arithmetic
 
 SCORED = frozenset({"log_prob", "entropy"})
 
@@ -94,7 +94,7 @@ class SftWork:
     def _hidden(self, batch: ExampleBatch) -> Tensor:
         compute = self.stage.compute
         model = self.session.model
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=compute.precision == "bfloat16"):
+        with arithmetic(model, compute.precision):
             hidden = hidden_states(model, batch.tokens, batch.lengths, layout=compute.layout)
         return hidden[batch.predicting]
 

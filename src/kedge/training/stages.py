@@ -148,6 +148,7 @@ def policy_work(stage: GrpoStage, session: Session, materials: Materials) -> Wor
             prompts_per_step=stage.rollout.prompts_per_step,
             resample_equal_groups=stage.rollout.resample_equal_groups,
             seed=session.seed,
+            precision=stage.compute.precision,
         ),
         controller=controller_of(stage.anchor),
         evaluator=_evaluator(stage, session, reference, materials.rewards, vocabulary),
