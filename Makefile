@@ -17,7 +17,7 @@ demo: $(BIN)/.made  ## SFT, then GRPO without an anchor, with published k3, with
 	$(BIN)/kedge train prose out=runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(BIN)/.made  ## every test but the long ones, with the coverage of the heart
-	$(BIN)/python -m pytest -m 'not acceptance' --cov=kedge.divergence --cov=kedge.head --cov=kedge.objective \
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m 'not acceptance' --cov=kedge.divergence --cov=kedge.head --cov=kedge.objective \
 		--cov-branch --cov-fail-under=95
 
 lint: $(BIN)/.made  ## style, types

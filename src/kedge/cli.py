@@ -62,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
         "report", help="write one page about runs", description="Write one self-contained page."
     )
     report.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, or a folder of stages")
-    report.add_argument("--out", help="the page; RUN/report.html when left out")
+    report.add_argument(
+        "--out", help="the page; report.html in the run, or in the folder of several, when left out"
+    )
     report.set_defaults(run=_report)
 
     recipes = commands.add_parser(
@@ -118,7 +120,8 @@ def _report(options: argparse.Namespace) -> int:
     from kedge.report import print_comparison, write_report
 
     runs = [Path(run) for run in options.runs]
-    out = Path(options.out) if options.out else runs[0] / "report.html"
+    shared = runs[0] if len(runs) == 1 else Path(os.path.commonpath([run.resolve().parent for run in runs]))
+    out = Path(options.out) if options.out else shared / "report.html"
     path = write_report(runs, out)
     print_comparison(runs)
     print(f"report: {path}")  # noqa: T201
