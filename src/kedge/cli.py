@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     recipes = commands.add_parser(
         "recipes", help="recipes that ship with Kedge", description="List, show or copy recipes."
     )
-    recipes.add_argument("action", nargs="?", choices=["show", "copy"], help="left out: list them")
+    recipes.add_argument("action", nargs="?", choices=["show", "copy", "keys"], help="left out: list them")
     recipes.add_argument("name", nargs="?", help="which one")
     recipes.set_defaults(run=_recipes)
 
@@ -135,7 +135,12 @@ def _recipes(options: argparse.Namespace) -> int:
         width = max(map(len, recipes.names()))
         for name in recipes.names():
             print(f"{name:<{width}}  {recipes.caption(name)}")  # noqa: T201
-        print("\nkedge recipes show NAME · kedge recipes copy NAME · kedge train NAME")  # noqa: T201
+        print("\nkedge recipes show NAME · kedge recipes copy NAME · kedge recipes keys · kedge train NAME")  # noqa: T201
+        return 0
+    if options.action == "keys":
+        from kedge.training.manual import manual
+
+        print(manual(), end="")  # noqa: T201
         return 0
     if options.name is None:
         raise UserError(f"kedge recipes {options.action}: which one? There are: {', '.join(recipes.names())}")

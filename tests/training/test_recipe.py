@@ -10,6 +10,7 @@ from kedge import recipes
 from kedge.cli import main
 from kedge.errors import UserError
 from kedge.training import load_recipe, parse_recipe
+from kedge.training.manual import manual
 
 GOOD = """\
 name: example
@@ -160,6 +161,11 @@ def test_bad_override(override: str, expected: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_recipe(GOOD, source="r.yaml", overrides=[override])
     assert expected in str(caught.value)
+
+
+def test_the_manual_is_up_to_date() -> None:
+    """``kedge recipes keys > docs/recipe.md`` after a change of the typed tree."""
+    assert (Path(__file__).parents[2] / "docs" / "recipe.md").read_text(encoding="utf-8") == manual()
 
 
 def test_missing_recipe_names_near_ones(capsys: pytest.CaptureFixture[str]) -> None:

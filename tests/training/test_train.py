@@ -65,6 +65,34 @@ def test_objects_in_memory(tmp_path: Path) -> None:
     assert fingerprint(saved) == fingerprint(model)
 
 
+def test_chat_messages(tmp_path: Path) -> None:
+    """Messages go through the template; reward functions see message lists, as in TRL."""
+    seen: list[Any] = []
+
+    def polite(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
+        seen.append((prompts[0], completions[0], columns["level"][0]))
+        return [
+            None if index == 0 else float(len(messages[0]["content"]))
+            for index, messages in enumerate(completions)
+        ]
+
+    tokenizer = sums.tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}="
+    model = build_model(
+        len(tokenizer), hidden_size=32, layers=1, heads=2, context=48, seed=0, pad_id=0, eos_id=1
+    )
+    chat = [{"prompt": [{"role": "user", "content": f"{a}+{a + 1}"}], "level": a} for a in range(10, 20)]
+    file = tmp_path / "chat.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in chat), encoding="utf-8")
+    stage = {**GRPO, "steps": 2, "evaluation": None, "rewards": None, "data": {"path": str(file)}}
+    config = {"name": "chat", "out": str(tmp_path / "run"), "stages": [stage]}
+    rows = kedge.train(config, model=model, tokenizer=tokenizer, rewards=[polite]).stages["grpo"].metrics
+    prompt, completion, level = seen[0]
+    assert prompt == [{"role": "user", "content": f"{level}+{level + 1}"}]
+    assert completion[0]["role"] == "assistant"
+    assert rows[0]["reward/unscorable_fraction"] == pytest.approx(1 / 16)
+
+
 def test_kl_is_measured_without_an_anchor(tmp_path: Path) -> None:
     stage = {**GRPO, "anchor": {"controller": {"kind": "fixed", "beta": 0.0}}}
     last = kedge.train(recipe(tmp_path, stage)).stages["grpo"].metrics[-1]
