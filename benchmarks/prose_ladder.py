@@ -39,7 +39,7 @@ def budget_held(stage: Path) -> dict[str, float] | None:
     kl = [float(row["kl/policy_reference/exact"]) / budget for row in rows]
     last = kl[-len(kl) // 4 :]
     windows = [statistics.fmean(last[i : i + 10]) for i in range(len(last) - 9)]
-    beta, low = float(rows[-1]["anchor/beta"]), 1e-3
+    beta, low = float(rows[-1]["anchor/beta"]), 1e-2
     return {
         "last quarter": statistics.fmean(last),
         "worst ten steps": max(windows),

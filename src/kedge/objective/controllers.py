@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 Unit = Literal["nats/token", "nats/response"]
 
@@ -126,9 +126,9 @@ class Budget:
     Args:
         budget: How far the policy may go, in ``unit``.
         unit: Of the budget and of the KL.
-        beta: I = log β at the start, in reward per nat.
-        low: Lower bound of β; where β stays there the constraint is slack.
-        high: Upper bound of β.
+        beta: exp(I) at the start, in reward per nat; 1 for nats/token and 0.1 for nats/response when left out.
+        low: Lower bound of β, beta/100 when left out; where β stays there the constraint is slack.
+        high: Upper bound of β, 100·beta when left out.
 
     Raises:
         ValueError: budget ≤ 0, or not 0 < low ≤ beta ≤ high.
@@ -145,18 +145,21 @@ class Budget:
     DAMPING = 1.0
     RESCUE = 0.1
     CLIP = 1.5
+    START: ClassVar[Mapping[Unit, float]] = {"nats/token": 1.0, "nats/response": 0.1}
 
     def __init__(
         self,
         budget: float,
         unit: Unit = "nats/token",
-        beta: float = 1.0,
-        low: float = 1e-3,
-        high: float = 1e3,
+        beta: float | None = None,
+        low: float | None = None,
+        high: float | None = None,
     ) -> None:
         self.budget = _above_zero("budget", budget)
         self.unit: Unit = unit
-        self.low, self.high = _above_zero("low", low), _above_zero("high", high)
+        beta = self.START[unit] if beta is None else _above_zero("beta", beta)
+        self.low = _above_zero("low", beta / 100 if low is None else low)
+        self.high = _above_zero("high", beta * 100 if high is None else high)
         if not low <= beta <= high:
             raise ValueError(f"β must start between its bounds {low:g} and {high:g}, got {beta:g}")
         self._integral = math.log(beta)

@@ -364,11 +364,11 @@ class BudgetConfig(Section):
     """How far the policy may go, in `unit`."""
     unit: Unit = "nats/token"
     beta: Rate | None = None
-    """β at the start; the controller's default when left out."""
+    """β at the start; 1 for nats/token and 0.1 for nats/response when left out."""
     low: Rate | None = None
-    """Lower bound of β."""
+    """Lower bound of β; a hundredth of its start when left out."""
     high: Rate | None = None
-    """Upper bound of β."""
+    """Upper bound of β; a hundred times its start when left out."""
 
 
 class AnchorConfig(Section):

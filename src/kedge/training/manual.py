@@ -20,7 +20,7 @@ def manual() -> str:
         "# Every key of a recipe",
         "",
         "Made from the typed tree by `kedge recipes keys`. Unknown keys are errors; what acts on nothing is refused.",
-        "On the command line keys are dotted paths, stages are addressed by name: `stages.grpo.rollout.temperature=0.8`.",
+        "On the command line keys are dotted paths, stages go by name: `stages.grpo.rollout.temperature=0.8`.",
     ]
     done: set[type[BaseModel]] = set()
     queue: list[type[BaseModel]] = [Recipe]
