@@ -160,8 +160,8 @@ class Budget:
         beta = self.START[unit] if beta is None else _above_zero("beta", beta)
         self.low = _above_zero("low", beta / 100 if low is None else low)
         self.high = _above_zero("high", beta * 100 if high is None else high)
-        if not low <= beta <= high:
-            raise ValueError(f"β must start between its bounds {low:g} and {high:g}, got {beta:g}")
+        if not self.low <= beta <= self.high:
+            raise ValueError(f"β must start between its bounds {self.low:g} and {self.high:g}, got {beta:g}")
         self._integral = math.log(beta)
         self._violation: float | None = None
 
