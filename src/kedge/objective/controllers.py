@@ -82,7 +82,7 @@ class Adaptive:
 
     Source: Ziegler et al. 2019, arXiv 1909.08593, section 2.2.
 
-    >>> round(Adaptive(beta=0.1, target=6.0, horizon=1000, unit="nats/response").update(12.0, responses=500), 6)
+    >>> round(Adaptive(beta=0.1, target=6.0, horizon=1000.0, unit="nats/response").update(12.0, responses=500), 6)
     0.11
     """
 
