@@ -156,7 +156,7 @@ def _recipe_path(given: str) -> Path:
     from kedge import recipes
 
     path = Path(given)
-    if path.exists() or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+    if path.is_file() or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         return path
     return recipes.path(given)
 
