@@ -79,7 +79,7 @@ def test_laws(table: tuple[list[float], list[float]]) -> None:
     assert cross_entropy(p, q).item() == pytest.approx(entropy(p).item() + kl, rel=1e-12, abs=1e-12)
     assert js == pytest.approx(jensen_shannon(q, p).item(), rel=1e-12, abs=1e-15)
     assert 0 <= js <= math.log(2)
-    assert 0 <= variation <= 1 + 1e-15
+    assert 0 <= variation <= 1
     assert variation == pytest.approx(total_variation(q, p).item(), rel=1e-12)
     assert 2 * variation**2 <= kl + 1e-14  # Pinsker
     assert js <= math.log(2) * variation + 1e-14  # Lin

@@ -31,6 +31,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "masked in the policy": {"masked": {"policy": [2, 5]}, "train": ALL},
     "masked in the reference": {"masked": {"reference": [2]}, "train": ALL, "softcap": 2.0},
     "masked crosswise": {"masked": {"policy": [1], "reference": [3]}, "train": ALL, "padding": 2},
+    "masked and tempered": {
+        "masked": {"policy": [1, 2], "reference": [2, 3]},
+        "train": ALL,
+        "temperature": 3.0,
+    },
     "one token": {"rows": 1},
     "one entry": {"tokens": 1, "train": ALL},
     "nothing trained": {"train": ()},

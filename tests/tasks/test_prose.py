@@ -11,7 +11,7 @@ import pytest
 from kedge.errors import UserError
 from kedge.tasks import english, lexicon, prose
 
-COUNT = 4000
+COUNT = 2500
 ROWS = prose.examples("train", COUNT, seed=0)
 PROMPTS = [row["prompt"] for row in ROWS]
 COMPLETIONS = [row["completion"] for row in ROWS]
@@ -104,7 +104,7 @@ def test_short_texts_are_as_frequent_as_they_should_be() -> None:
         for verb in words
     )
     generator = random.Random(5)
-    texts = [grammar.sample(generator) for _ in range(20_000)]
+    texts = [grammar.sample(generator) for _ in range(10_000)]
     share = sum(len(text) == 4 and text[0] == "the" for text in texts) / len(texts)
     assert 0.005 < total < 0.1
     assert share == pytest.approx(total, abs=4 * math.sqrt(total / len(texts)))

@@ -17,12 +17,12 @@ def _terms(row: dict[str, str]) -> tuple[int, int]:
 
 def test_the_splits_are_disjoint_whichever_term_comes_first() -> None:
     seen = {
-        split: {tuple(sorted(_terms(row))) for row in sums.prompts(split, 20_000, 0)}
+        split: {tuple(sorted(_terms(row))) for row in sums.prompts(split, 6000, 0)}
         for split in ("train", "heldout")
     }
     assert not seen["train"] & seen["heldout"]
     share = len(seen["heldout"]) / len(seen["train"] | seen["heldout"])
-    assert share == pytest.approx(sums.HELDOUT_SHARE, abs=0.03)
+    assert share == pytest.approx(sums.HELDOUT_SHARE, abs=0.04)
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
@@ -47,7 +47,7 @@ def test_every_worked_step_is_right() -> None:
 
 def test_most_of_the_data_is_wrong_and_all_that_is_careful_is_right() -> None:
     careful = [row for row in ROWS if " " in row["completion"]]
-    assert len(careful) / len(ROWS) == pytest.approx(sums.CAREFUL_SHARE, abs=0.03)
+    assert len(careful) / len(ROWS) == pytest.approx(sums.CAREFUL_SHARE, abs=0.04)
 
     def share(rows: list[dict[str, str]]) -> float:
         columns = [[row[name] for row in rows] for name in ("prompt", "completion", "answer")]

@@ -17,7 +17,7 @@ from torch import Tensor
 from kedge.divergence.log_probs import (
     cross_entropy_from_log_probs,
     entropy_from_log_probs,
-    finite_log_ratio,
+    finite,
     jensen_shannon_from_log_probs,
     kl_from_log_probs,
     total_variation_from_log_probs,
@@ -50,9 +50,8 @@ def normalizer(logits: Float[Tensor, "*rows V"]) -> Normalizer:
     (1000.0, 0.693147)
     """
     maximum = logits.amax(-1, keepdim=True)
-    top = logits == maximum
-    count = top.sum(-1, keepdim=True).to(logits.dtype)
-    others = (logits - maximum).exp().masked_fill(top, 0.0).sum(-1, keepdim=True)
+    powers = (logits - maximum).exp()  # 1 at each maximum, and below 1 elsewhere
+    count, others = powers.floor().sum(-1, keepdim=True), powers.frac().sum(-1, keepdim=True)
     return Normalizer(maximum, count.log() + (others / count).log1p())
 
 
@@ -242,11 +241,11 @@ def total_variation(
 def _tempered(logits: Tensor, temperature: float) -> Tensor:
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0")
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    return finite(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature)
 
 
 def _compare(p_logits: Tensor, q_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return both log-probabilities, and what ``finite_log_ratio`` makes of them."""
+    """Return finite log p, log q and log q − log p."""
     if p_logits.shape != q_logits.shape:
         raise ValueError(
             f"the logits have shapes {tuple(p_logits.shape)} and {tuple(q_logits.shape)}; "
@@ -255,8 +254,7 @@ def _compare(p_logits: Tensor, q_logits: Tensor, temperature: float) -> tuple[Te
     p_logits, q_logits = _tempered(p_logits, temperature), _tempered(q_logits, temperature)
     p_normalizer, q_normalizer = normalizer(p_logits), normalizer(q_logits)
     log_p, log_q = p_normalizer.log_probs(p_logits), q_normalizer.log_probs(q_logits)
-    log_ratio = log_ratio_of_logits(p_logits, p_normalizer, q_logits, q_normalizer)
-    return log_p, log_q, finite_log_ratio(log_p, log_q, log_ratio)
+    return log_p, log_q, log_ratio_of_logits(p_logits, p_normalizer, q_logits, q_normalizer)
 
 
 def _in_unit(nats: Tensor, unit: str) -> Tensor:

@@ -9,9 +9,12 @@ small KL keeps its digits in float32, and none is negative.
 
 Masks. A log-probability of −∞ marks an entry that is not in the vocabulary. One that both distributions lack
 counts 0. One that only p lacks counts q in KL(p‖q); one that only q lacks makes it infinite. No mask makes a
-NaN, and the gradient of an infinite value is zero. A NaN that comes in stays a NaN.
+NaN, and the gradient of an infinite value is zero. A NaN that comes in stays a NaN. Inside the formulas
+``finite`` numbers stand for −∞, so that they hold for masked entries as they are written.
 
-Every function works on the last dimension and is differentiable in all its tensors; values are in nats.
+Every function works on the last dimension and is differentiable in all its tensors; values are in nats. Those
+that compare two distributions take ``log_ratio``, log q − log p, where it is known more accurately than by
+subtraction; then all three arguments must be ``finite``.
 """
 
 from __future__ import annotations
@@ -23,9 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 FAR = 1e20
-"""Stands for ∞ in a log-ratio or a log-probability that a zero probability multiplies."""
-
-_INF = math.inf
+"""Stands for ∞: so far out that every probability is 0, near enough for 0·FAR to be 0."""
 
 
 def excess_exponential(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -42,37 +43,17 @@ def excess_exponential(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     >>> [f"{value:.4e}" for value in excess_exponential(torch.tensor([0.0, 1e-6, 1.0])).tolist()]
     ['0.0000e+00', '5.0000e-13', '7.1828e-01']
     """
-    degree = 13 if x.dtype == torch.float64 else 8
-    near = x.abs() < 0.3  # where expm1(x) − x would lose ε/|x|
-    small, one = torch.where(near, x, 0.0), x.new_ones(())
-    series = torch.ones_like(x)
-    for k in range(degree, 2, -1):
-        series = torch.addcmul(one, small, series, value=1 / k)
     elsewhere = torch.expm1(x) - x.clamp(max=torch.finfo(x.dtype).max)  # not ∞ − ∞
-    return torch.where(near, 0.5 * small * small * series, elsewhere)
+    return torch.where(x.abs() < 1, _excess_series(x.clamp(-1, 1)), elsewhere)
 
 
-def finite_log_ratio(
-    log_p: Float[Tensor, "*rows V"],
-    log_q: Float[Tensor, "*rows V"],
-    log_ratio: Float[Tensor, "*rows V"] | None = None,
-) -> Float[Tensor, "*rows V"]:
-    """Make the log-ratio x = log q − log p finite at masked entries, as the divergences below take it.
+def finite(log_p: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Replace −∞ by −FAR: its probability and its gradient stay 0, but it can be multiplied and subtracted.
 
-    Args:
-        log_p: normalised log-probabilities, [..., V].
-        log_q: the same of the other distribution.
-        log_ratio: log q − log p where it is known more accurately than by subtraction.
-
-    Returns:
-        x, with 0 where both distributions lack the entry and ±1e20 where one does.
-
-    >>> absent = -math.inf
-    >>> finite_log_ratio(torch.tensor([absent, absent, 0.0]), torch.tensor([absent, -1.0, -2.0])).tolist()
-    [0.0, 1.0000000200408773e+20, -2.0]
+    >>> finite(torch.tensor([0.0, -math.inf])).tolist()
+    [0.0, -1.0000000200408773e+20]
     """
-    x = log_q - log_p if log_ratio is None else log_ratio
-    return x.masked_fill((log_p == -_INF) & (log_q == -_INF), 0.0).clamp(-FAR, FAR)
+    return log_p.clamp(min=-FAR)
 
 
 def probability_difference(
@@ -103,7 +84,7 @@ def entropy_from_log_probs(log_p: Float[Tensor, "*rows V"]) -> Float[Tensor, "*r
     >>> round(entropy_from_log_probs(torch.tensor([0.5, 0.5, 0.0]).log()).item(), 6)
     0.693147
     """
-    return -(log_p.exp() * log_p.clamp(min=-FAR)).sum(-1)
+    return -(log_p.exp() * finite(log_p)).sum(-1)
 
 
 def cross_entropy_from_log_probs(
@@ -115,8 +96,8 @@ def cross_entropy_from_log_probs(
     >>> round(cross_entropy_from_log_probs(p.log(), q.log()).item(), 6)
     0.693147
     """
-    nats = -(log_p.exp() * log_q.clamp(min=-FAR)).sum(-1)
-    return torch.where(_escapes(log_p, log_q), _INF, nats)
+    log_p, log_q, x = _compared(log_p, log_q, None)
+    return torch.where(_escapes(x), math.inf, -(log_p.exp() * log_q).sum(-1))
 
 
 def kl_from_log_probs(
@@ -124,25 +105,22 @@ def kl_from_log_probs(
     log_q: Float[Tensor, "*rows V"],
     log_ratio: Float[Tensor, "*rows V"] | None = None,
 ) -> Float[Tensor, "*rows"]:
-    """Kullback–Leibler divergence, in nats.
-
-        KL(p‖q) = Σ p·φ(x),   and for x > 1   p·φ(x) = q − p·(1 + x), which cannot overflow
+    """Kullback–Leibler divergence, in nats: KL(p‖q) = Σ p·φ(x) ≥ 0.
 
     Args:
-        log_p: normalised log-probabilities of the distribution that is averaged over, [..., V].
+        log_p: log-probabilities of the distribution that is averaged over, [..., V].
         log_q: the same of the other distribution.
-        log_ratio: what ``finite_log_ratio(log_p, log_q)`` returns, if it is at hand.
+        log_ratio: x = log q − log p, if it is known more accurately; then all three must be finite.
 
     Returns:
-        KL(p‖q) ≥ 0, [...].
+        KL(p‖q), [...].
 
     >>> p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
     >>> round(kl_from_log_probs(p.log(), q.log()).item(), 6)
     0.143841
     """
-    x = finite_log_ratio(log_p, log_q) if log_ratio is None else log_ratio
-    nats = _excess_terms(log_p.exp(), log_q.exp(), x).sum(-1)
-    return torch.where(_escapes(log_p, log_q), _INF, nats)
+    log_p, log_q, x = _compared(log_p, log_q, log_ratio)
+    return torch.where(_escapes(x), math.inf, _excess_terms(log_p.exp(), log_q.exp(), x).sum(-1))
 
 
 def total_variation_from_log_probs(
@@ -153,9 +131,9 @@ def total_variation_from_log_probs(
     """Total variation distance, between 0 and 1: TV(p, q) = ½·Σ |p − q|.
 
     Args:
-        log_p: normalised log-probabilities, [..., V].
+        log_p: log-probabilities, [..., V].
         log_q: the same of the other distribution.
-        log_ratio: what ``finite_log_ratio(log_p, log_q)`` returns, if it is at hand.
+        log_ratio: log q − log p, if it is known more accurately; then all three must be finite.
 
     Returns:
         TV, [...].
@@ -164,8 +142,8 @@ def total_variation_from_log_probs(
     >>> round(total_variation_from_log_probs(p.log(), q.log()).item(), 6)
     0.25
     """
-    x = finite_log_ratio(log_p, log_q) if log_ratio is None else log_ratio
-    return 0.5 * probability_difference(log_p.exp(), log_q.exp(), x).abs().sum(-1)
+    log_p, log_q, x = _compared(log_p, log_q, log_ratio)
+    return (0.5 * probability_difference(log_p.exp(), log_q.exp(), x).abs().sum(-1)).clamp(max=1.0)
 
 
 def jensen_shannon_from_log_probs(
@@ -178,9 +156,9 @@ def jensen_shannon_from_log_probs(
         JS(p, q) = ½·KL(p‖m) + ½·KL(q‖m),   m = ½·(p + q)
 
     Args:
-        log_p: normalised log-probabilities, [..., V].
+        log_p: log-probabilities, [..., V].
         log_q: the same of the other distribution.
-        log_ratio: what ``finite_log_ratio(log_p, log_q)`` returns, if it is at hand.
+        log_ratio: log q − log p, if it is known more accurately; then all three must be finite.
 
     Returns:
         JS, [...].
@@ -189,23 +167,39 @@ def jensen_shannon_from_log_probs(
     >>> round(jensen_shannon_from_log_probs(p.log(), q.log()).item(), 6)
     0.693147
     """
-    x = finite_log_ratio(log_p, log_q) if log_ratio is None else log_ratio
+    log_p, log_q, x = _compared(log_p, log_q, log_ratio)
     p, q = log_p.exp(), log_q.exp()
     mean = 0.5 * (p + q)
     terms = _excess_terms(p, mean, _log_mean_ratio(x)) + _excess_terms(q, mean, _log_mean_ratio(-x))
     return (0.5 * terms.sum(-1)).clamp(max=math.log(2.0))
 
 
+def _compared(log_p: Tensor, log_q: Tensor, log_ratio: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return finite log p, log q and x = log q − log p: ±FAR where one of them lacks the entry, 0 where both do."""
+    if log_ratio is not None:
+        return log_p, log_q, log_ratio
+    log_p, log_q = finite(log_p), finite(log_q)
+    return log_p, log_q, log_q - log_p
+
+
+def _escapes(x: Tensor) -> Tensor:
+    """Whether p has an entry that q lacks."""
+    return x.amin(-1) < -0.5 * FAR
+
+
+def _excess_series(x: Tensor) -> Tensor:
+    """φ(x) for |x| ≤ 1, where eˣ − 1 − x would lose ε/|x|: x²/2·(1 + x/3·(1 + x/4·(1 + …)))."""
+    series = one = x.new_ones(())
+    for k in range(18 if x.dtype == torch.float64 else 11, 2, -1):
+        series = torch.addcmul(one, x, series, value=1 / k)
+    return 0.5 * x.square() * series
+
+
 def _excess_terms(p: Tensor, q: Tensor, x: Tensor) -> Tensor:
-    """p·φ(x) for x = log q − log p; q where p is 0."""
-    return torch.where(x > 1, q - p * (1 + x), p * excess_exponential(x.clamp(max=1)))
+    """p·φ(x) for x = log q − log p, without overflow where x is large; q where p is 0."""
+    return torch.where(x.abs() < 1, p * _excess_series(x.clamp(-1, 1)), q - p * (1 + x))
 
 
 def _log_mean_ratio(x: Tensor) -> Tensor:
     """log(m/p) = log ½(1 + eˣ) for x = log q − log p, accurate near 0, without overflow."""
     return x.clamp(min=0) + torch.log1p(0.5 * torch.expm1(-x.abs()))
-
-
-def _escapes(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Whether p has an entry that q lacks."""
-    return ((log_q == -_INF) & (log_p > -_INF)).any(-1)

@@ -84,9 +84,10 @@ def k3(
     ['0', '2.14e+14']
     """
     x = -_log_ratio(log_policy, log_reference)
-    at_edge, slope = math.expm1(LINEAR_BEYOND) - LINEAR_BEYOND, math.expm1(LINEAR_BEYOND)
-    # two branches, not a sum: the tangent's slope added and taken off again would swallow a small gradient
-    near, far = excess_exponential(x.clamp(max=LINEAR_BEYOND)), at_edge + slope * (x - LINEAR_BEYOND)
+    slope = math.expm1(LINEAR_BEYOND)
+    near = excess_exponential(x.clamp(max=LINEAR_BEYOND))
+    far = (slope - LINEAR_BEYOND) + slope * (x - LINEAR_BEYOND)
+    # chosen, not summed up: the slope, added and taken off again, would swallow a small gradient
     return torch.where(x > LINEAR_BEYOND, far, near)
 
 
@@ -117,7 +118,7 @@ def token_surrogate(
     Raises:
         ValueError: if the estimator is unknown.
 
-    Source: DeepSeek-AI, "DeepSeek-V3.2", 2025, section 3.1, for w·k3 with a differentiable w.
+    Source: DeepSeek-AI, "DeepSeek-V3.2", 2025, for w·k3 with a differentiable w.
 
     >>> log_policy = torch.tensor([-1.0], requires_grad=True)
     >>> value = token_surrogate("k3", log_policy, torch.tensor([-1.5]))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kedge.divergence import FAR, probability_difference
+from kedge.divergence import probability_difference
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ class Comparison:
     """One distribution beside another in a block of rows, with what pulls at their divergences.
 
     Args:
-        p: probabilities of the distribution whose logits are asked about, [n, V].
-        q: those of the other.
-        log_ratio: x = log q − log p, finite.
+        log_p: finite log-probabilities of the distribution whose logits are asked about, [n, V].
+        log_q: those of the other.
+        log_ratio: x = log q − log p.
         outward: the pull at KL(p‖q).
         inward: the pull at KL(q‖p).
         variation: the pull at TV(p, q).
     """
 
-    p: Tensor
-    q: Tensor
+    log_p: Tensor
+    log_q: Tensor
     log_ratio: Tensor
     outward: Pull | None
     inward: Pull | None
@@ -57,7 +57,7 @@ class Comparison:
 
     def reversed(self) -> Comparison:
         """Return the same, seen from the other distribution."""
-        return Comparison(self.q, self.p, -self.log_ratio, self.inward, self.outward, self.variation)
+        return Comparison(self.log_q, self.log_p, -self.log_ratio, self.inward, self.outward, self.variation)
 
 
 def logit_gradient(
@@ -69,7 +69,7 @@ def logit_gradient(
     entropy: Pull | None = None,
     log_normalizer: Pull | None = None,
 ) -> Tensor:
-    """Return ∂/∂l [n, V] of all outputs together, from the log-probabilities [n, V] and the targets [n]."""
+    """Return ∂/∂l [n, V] of all outputs together, from finite log-probabilities [n, V] and targets [n]."""
     p = log_p.exp()
     inner = log_p.new_zeros(log_p.shape[0], 1)  # the bracket; a column until a term needs more
     if log_normalizer is not None:
@@ -77,7 +77,7 @@ def logit_gradient(
     if log_prob is not None:
         inner = inner - log_prob.gradient
     if entropy is not None:
-        inner = inner - entropy.gradient * (log_p.clamp(min=-FAR) + entropy.value)
+        inner = inner - entropy.gradient * (log_p + entropy.value)
     for each in comparisons:
         if each.outward is not None:
             inner = inner - each.outward.gradient * (each.log_ratio + each.outward.value)
@@ -87,7 +87,9 @@ def logit_gradient(
     gradient = p * inner
     for each in comparisons:
         if each.inward is not None:
-            gradient.addcmul_(each.inward.gradient, probability_difference(p, each.q, each.log_ratio))
+            gradient.addcmul_(
+                each.inward.gradient, probability_difference(p, each.log_q.exp(), each.log_ratio)
+            )
     if log_prob is not None:
         gradient.scatter_add_(-1, targets[:, None], log_prob.gradient)
     return gradient

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kedge.divergence import Normalizer, normalizer
+from kedge.divergence import FAR, Normalizer, normalizer
 from kedge.head.request import source_tensors
 from kedge.head.types import Anchor
 
@@ -65,7 +65,8 @@ class Projection:
 
     def log_prob(self, targets: Tensor) -> Tensor:
         """Return the log-probability [n] of one token in each row of the chunk."""
-        return self.normalizer.log_probs(self.logits.gather(-1, targets[:, None])).squeeze(-1)
+        log_prob = self.normalizer.log_probs(self.logits.gather(-1, targets[:, None])).squeeze(-1)
+        return log_prob.masked_fill(log_prob < -0.5 * FAR, -math.inf)
 
     def log_normalizer(self) -> Tensor:
         """Return log Σ eˡ, [n], of each row of the chunk."""
@@ -76,7 +77,7 @@ class Projection:
         return self.logits[block], Normalizer(*(part[block] for part in self.normalizer))
 
     def log_probs(self, block: slice) -> Tensor:
-        """Return the log-probabilities [n, V] of all tokens in each row of a block."""
+        """Return the finite log-probabilities [n, V] of all tokens in each row of a block."""
         logits, normalizer = self.block(block)
         return normalizer.log_probs(logits)
 
@@ -106,7 +107,7 @@ class Projection:
         ]
 
     def _finish(self, logits: Tensor) -> Normalizer:
-        """Turn a block of h Wᵀ into logits, in place, and return their normaliser."""
+        """Turn a block of h Wᵀ into finite logits, in place, and return their normaliser."""
         head = self._head
         if head.bias is not None:
             logits += head.bias[: head.tokens]
@@ -116,4 +117,6 @@ class Projection:
             masked = logits == -math.inf
             logits.mul_(head.scale / head.softcap).tanh_().mul_(head.softcap / self._temperature)
             logits.masked_fill_(masked, -math.inf)
+        if head.bias is not None:
+            logits.clamp_(min=-FAR)
         return normalizer(logits)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from kedge.divergence import (
     entropy_from_log_probs,
-    finite_log_ratio,
     kl_from_log_probs,
     log_ratio_of_logits,
     total_variation_from_log_probs,
@@ -94,7 +93,7 @@ class Workspace:
             if not wanted:
                 continue
             log_q = self._projections[source].log_probs(block)
-            x = self._log_ratio(source, block, log_p, log_q)
+            x = self._log_ratio(source, block)
             if "reverse_kl" in wanted:
                 scores[source, "reverse_kl"] = kl_from_log_probs(log_p, log_q, x)
             if "forward_kl" in wanted:
@@ -103,20 +102,18 @@ class Workspace:
                 scores[source, "total_variation"] = total_variation_from_log_probs(log_p, log_q, x)
         return scores
 
-    def _log_ratio(self, source: str, block: slice, log_p: Tensor, log_q: Tensor) -> Tensor:
+    def _log_ratio(self, source: str, block: slice) -> Tensor:
         policy, other = self._projections[POLICY], self._projections[source]
-        log_ratio = log_ratio_of_logits(*policy.block(block), *other.block(block))
-        return finite_log_ratio(log_p, log_q, log_ratio)
+        return log_ratio_of_logits(*policy.block(block), *other.block(block))
 
     def _logit_gradients(
         self, block: slice, moved: list[str], pulls: Mapping[Output, Pull]
     ) -> dict[str, Tensor]:
         """Return the gradient of the logits, [n, V], of each source that is moved, for a block."""
-        log_probs = {source: each.log_probs(block) for source, each in self._projections.items()}
-        comparisons = {}
-        for source in self._projections:
-            if any((source, output) in pulls for output in DIVERGENCES):
-                comparisons[source] = self._compare(source, block, log_probs, pulls)
+        compared = {source for source, output in pulls if output in DIVERGENCES}
+        needed = compared.union(moved, {POLICY} if compared else ())
+        log_probs = {source: self._projections[source].log_probs(block) for source in needed}
+        comparisons = {source: self._compare(source, block, log_probs, pulls) for source in compared}
         gradients = {}
         for source in moved:
             seen = list(comparisons.values())
@@ -135,11 +132,10 @@ class Workspace:
     def _compare(
         self, source: str, block: slice, log_probs: Mapping[str, Tensor], pulls: Mapping[Output, Pull]
     ) -> Comparison:
-        log_p, log_q = log_probs[POLICY], log_probs[source]
         return Comparison(
-            p=log_p.exp(),
-            q=log_q.exp(),
-            log_ratio=self._log_ratio(source, block, log_p, log_q),
+            log_p=log_probs[POLICY],
+            log_q=log_probs[source],
+            log_ratio=self._log_ratio(source, block),
             outward=pulls.get((source, "reverse_kl")),
             inward=pulls.get((source, "forward_kl")),
             variation=pulls.get((source, "total_variation")),
