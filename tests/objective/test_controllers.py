@@ -27,9 +27,9 @@ def test_adaptive_by_hand() -> None:
 def test_budget_by_hand() -> None:
     controller = Budget(0.2)
     first = math.log(0.1 / 0.2)
-    assert controller.update(0.1, responses=1) == pytest.approx(math.exp(0.06 * first + first))
+    assert controller.update(0.1, responses=1) == pytest.approx(math.exp(0.08 * first + first))
     second = first + 0.5 * (math.log(0.5 / 0.2) - first)
-    integral = 0.06 * first + 0.06 * second
+    integral = 0.08 * first + 0.08 * second
     assert controller.update(0.5, responses=1) == pytest.approx(math.exp(integral + second))
 
 

@@ -112,7 +112,7 @@ class Adaptive:
 class Budget:
     """The constraint KL ≤ budget itself: β is its dual variable, found by damped dual ascent on log β.
 
-    With the violation e = log(KL/budget), held within ±CLIP and smoothed to ē::
+    With the violation e = log(KL/budget), held within [LEAST, MOST] and smoothed to ē::
 
         ē ← ē + SMOOTHING·(e − ē)
         I ← I + ASCENT·ē + RESCUE·max(0, ē − 1/4),   within [log low, log high]
@@ -137,14 +137,14 @@ class Budget:
 
     >>> controller = Budget(0.2, "nats/token")
     >>> [round(controller.update(kl, responses=64), 3) for kl in (0.0, 0.2, 0.8)]
-    [0.204, 0.413, 1.233]
+    [0.34, 0.538, 1.459]
     """
 
     SMOOTHING = 0.5
-    ASCENT = 0.06
+    ASCENT = 0.08
     DAMPING = 1.0
     RESCUE = 0.1
-    CLIP = 1.5
+    LEAST, MOST = -1.0, 1.5
     START: ClassVar[Mapping[Unit, float]] = {"nats/token": 1.0, "nats/response": 0.1}
 
     def __init__(
@@ -172,8 +172,8 @@ class Budget:
 
     def update(self, kl: float, *, responses: int) -> float:
         """Take in the KL of a step; return the new β."""
-        ratio = max(_kl(kl) / self.budget, math.exp(-self.CLIP))
-        violation = min(math.log(ratio), self.CLIP)
+        ratio = max(_kl(kl) / self.budget, math.exp(self.LEAST))
+        violation = min(math.log(ratio), self.MOST)
         before = violation if self._violation is None else self._violation
         self._violation = before + self.SMOOTHING * (violation - before)
         rescue = self.RESCUE * max(0.0, self._violation - 0.25)
