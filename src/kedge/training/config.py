@@ -244,6 +244,9 @@ class RolloutConfig(Section):
     """Responses a prompt, G."""
     max_new_tokens: Positive = 64
     """Longest response, in tokens."""
+    max_prompt_tokens: Positive | None = None
+    """Longer prompts are left out, counted and reported; without it, one that leaves no room for a response is an
+    error."""
     temperature: Rate = 1.0
     """Sampling temperature; the policy is the tempered policy, in the ratio and in every KL."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -36,15 +36,26 @@ class Prompts:
 
 
 def encode_prompts(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, context: int | None, max_new_tokens: int
-) -> Prompts:
-    """Encode prompts; each must leave room for its response in the model's context."""
-    tokens = [encode_prompt(row, tokenizer, place=rows.place(index)) for index, row in enumerate(rows)]
-    for index, ids in enumerate(tokens):
-        if context is not None and len(ids) + max_new_tokens > context:
+    rows: Rows,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    context: int | None,
+    max_new_tokens: int,
+    max_prompt_tokens: int | None = None,
+) -> tuple[Prompts, int]:
+    """Encode prompts, leave out those over ``max_prompt_tokens`` and give how many; the rest must fit the context."""
+    encoded = [encode_prompt(row, tokenizer, place=rows.place(index)) for index, row in enumerate(rows)]
+    kept = [i for i, ids in enumerate(encoded) if max_prompt_tokens is None or len(ids) <= max_prompt_tokens]
+    if not kept:
+        raise UserError(
+            f"{rows.source}: every prompt is longer than {max_prompt_tokens} tokens; raise max_prompt_tokens"
+        )
+    for index in kept:
+        if context is not None and len(encoded[index]) + max_new_tokens > context:
             raise UserError(
-                f"{rows.place(index)}: the prompt has {len(ids)} tokens, which with max_new_tokens "
-                f"({max_new_tokens}) is beyond the model's context of {context}: shorten the prompt, leave the row "
-                "out, or lower rollout.max_new_tokens"
+                f"{rows.place(index)}: the prompt has {len(encoded[index])} tokens, which with max_new_tokens "
+                f"({max_new_tokens}) is beyond the model's context of {context}: shorten the prompt, leave such "
+                "prompts out with rollout.max_prompt_tokens, or lower rollout.max_new_tokens"
             )
-    return Prompts(tokens, [row["prompt"] for row in rows], list(rows))
+    prompts = Prompts([encoded[i] for i in kept], [rows[i]["prompt"] for i in kept], [rows[i] for i in kept])
+    return prompts, len(rows) - len(kept)

@@ -113,9 +113,10 @@ def _examples(stage: SftStage, session: Session, *, heldout: bool) -> Examples:
         true_log_prob=load_function(known, "true_log_prob") if known is not None else None,
     )
     if dropped:
-        text = f"{source}: {dropped} of {len(examples) + dropped} examples are too long and were left out"
-        session.progress.say(f"note: {text}")
-        session.run.log(text)
+        _note(
+            session,
+            f"{source}: {dropped} of {len(examples) + dropped} examples are too long and were left out",
+        )
     return examples
 
 
@@ -182,12 +183,25 @@ def _evaluator(
 
 def _prompts(stage: GrpoStage, session: Session, *, heldout: bool) -> Prompts:
     data = stage.evaluation.data if heldout and stage.evaluation is not None else stage.data
-    return encode_prompts(
+    rollout = stage.rollout
+    prompts, dropped = encode_prompts(
         rows_of(data, session.seed, "prompts"),
         session.tokenizer,
-        context_length(session.model),
-        stage.rollout.max_new_tokens,
+        context=context_length(session.model),
+        max_new_tokens=rollout.max_new_tokens,
+        max_prompt_tokens=rollout.max_prompt_tokens,
     )
+    if dropped:
+        where = f"stage {stage.name}: {'evaluation.data' if heldout else 'data'}"
+        _note(
+            session, f"{where}: {dropped} of {len(prompts) + dropped} prompts are too long and were left out"
+        )
+    return prompts
+
+
+def _note(session: Session, text: str) -> None:
+    session.progress.say(f"note: {text}")
+    session.run.log(text)
 
 
 def controller_of(anchor: AnchorConfig) -> Controller:
