@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Compare every value and expected gradient of the anchor with enumeration.",
     )
     certify.add_argument("--device", default="cpu", help="a PyTorch device (default cpu)")
-    certify.add_argument("--dtype", default="float64", choices=["float64", "float32", "bfloat16"], help="default float64")
+    certify.add_argument(
+        "--dtype", default="float64", choices=["float64", "float32", "bfloat16"], help="default float64"
+    )
     certify.set_defaults(run=_certify)
     return parser
 
