@@ -82,8 +82,9 @@ class Checkpoints:
         self._prune()
 
     def mark_best(self, moment: Moment) -> None:
-        """Let ``best`` point at a checkpoint."""
+        """Let ``best`` point at a checkpoint; the one it pointed at before is kept no longer than others."""
         _link(self.directory / "best", moment.name)
+        self._prune()
 
     def best(self) -> Moment | None:
         """The checkpoint that ``best`` points at."""
