@@ -134,6 +134,7 @@ class Collector:
         return {
             "position": self.position,
             "attempt": self.attempt,
+            "rewards": self.rewards.state_dict(),
             "kept": [batch.state() for batch in self.kept],
             "unrewarded": self.unrewarded.state() if self.unrewarded is not None else None,
         }
@@ -141,6 +142,7 @@ class Collector:
     def restore(self, state: dict[str, Any]) -> None:
         """Take up ``state``."""
         self.position, self.attempt = state["position"], state["attempt"]
+        self.rewards.load_state_dict(state["rewards"])
         self.kept = [Batch.from_state(item) for item in state["kept"]]
         hand = state["unrewarded"]
         self.unrewarded = Batch.from_state(hand) if hand is not None else None
