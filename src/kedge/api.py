@@ -21,6 +21,9 @@ from kedge.training.recipe import load_recipe, validate_recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from kedge.training.inputs import Materials, PolicyInputs, SftInputs
+    from kedge.training.interrupt import Interrupt
+
 RECIPE = "recipe.yaml"
 
 
@@ -89,23 +92,34 @@ def train(
         result = kedge.train(config, model=model, tokenizer=tokenizer, rewards=[reward])
         result.stages["grpo"].metrics[-1]["reward/mean"]
     """
+    from kedge.training.checkpoint import restore_weights
+    from kedge.training.inputs import Materials, load_inputs
     from kedge.training.interrupt import Interrupt
-    from kedge.training.resources import device_named, make_model
-    from kedge.training.stages import Materials
+    from kedge.training.resources import device_named, make_model, prepare_policy
 
     recipe = _recipe(config)
     if (model is None) != (tokenizer is None):
         raise UserError("model and tokenizer go together: give both or neither")
     device = device_named(recipe.device)
-    root = _open_root(recipe)
+    root = _usable_root(recipe)
     progress = progress or progress_for()
     if model is None or tokenizer is None:
         model, tokenizer = make_model(recipe.model, recipe.seed, device)
     materials = Materials(model.to(device), tokenizer, device, recipe.seed, rewards, reference)
     try:
+        prepare_policy(model, tokenizer)
+        unfinished = [stage for stage in recipe.stages if not _finished(root / stage.name, stage)]
+        inputs = {stage.name: load_inputs(stage, materials) for stage in unfinished}
+        _open_root(root, recipe)
         with Interrupt() as interrupt:
             for index, stage in enumerate(recipe.stages):
-                _run_one(recipe, index, stage, root, materials, progress, interrupt)
+                if stage.name in inputs:
+                    if index > 0:
+                        before = stage.start or recipe.stages[index - 1].name
+                        restore_weights(model, root / before / "model")
+                    _run_one(recipe, stage, inputs[stage.name], root, materials, progress, interrupt)
+                elif index == len(recipe.stages) - 1:
+                    restore_weights(model, root / stage.name / "model")
     finally:
         progress.close()
     stages = {stage.name: StageResult(stage.name, root / stage.name) for stage in recipe.stages}
@@ -113,32 +127,32 @@ def train(
     return RunResult(root, stages, report)
 
 
+def _finished(path: Path, stage: SftStage | GrpoStage) -> bool:
+    if not (path / "model").is_symlink():
+        return False
+    rows = read_metrics(path)
+    return bool(rows) and int(rows[-1]["step"]) >= stage.steps
+
+
 def _run_one(
     recipe: Recipe,
-    index: int,
     stage: SftStage | GrpoStage,
+    inputs: SftInputs | PolicyInputs,
     root: Path,
-    materials: Any,
+    materials: Materials,
     progress: Progress,
-    interrupt: Any,
+    interrupt: Interrupt,
 ) -> None:
-    """Run a stage unless it is finished; begin from the model of the stage that it starts from."""
-    from kedge.training.checkpoint import restore_weights
+    """Run a stage, from its start or from its last checkpoint."""
     from kedge.training.stages import run_stage
 
     path = root / stage.name
-    if (path / "model").is_symlink() and _steps_done(path) >= stage.steps:
-        if index == len(recipe.stages) - 1:
-            restore_weights(materials.model, path / "model")
-        return
-    if index > 0:
-        restore_weights(materials.model, root / (stage.start or recipe.stages[index - 1].name) / "model")
     shared = {"recipe": recipe.name, "seed": recipe.seed, "model": recipe.model.model_dump(mode="json")}
     config = {**shared, **stage.model_dump(mode="json")}
     resume = recipe.resume and path.exists()
     with RunDirectory.create(path, config, resume=resume, sinks=recipe.sinks) as run:
         try:
-            run_stage(stage, materials, run, progress, interrupt)
+            run_stage(stage, inputs, materials, run, progress, interrupt)
         except KedgeError as error:
             run.log(_with_cause(error))
             raise
@@ -159,18 +173,27 @@ def _recipe(config: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
     return validate_recipe(config) if isinstance(config, Mapping) else load_recipe(config)
 
 
-def _open_root(recipe: Recipe) -> Path:
-    """Make the run's folder, or take up the one that is there."""
+def _usable_root(recipe: Recipe) -> Path:
+    """Give the run's folder; refuse one that is taken."""
     root = Path(recipe.directory)
     try:
-        if root.exists() and not recipe.resume:
-            raise UserError(
-                f"{root}: this run exists already; go on with it by resume=true, or write elsewhere with out=…"
-            )
-        if root.is_dir() and any(root.iterdir()) and not (root / RECIPE).exists():
-            raise UserError(
-                f"{root}: is no run of Kedge (it has no {RECIPE}); give another folder with out=…"
-            )
+        exists, filled = root.exists(), root.is_dir() and any(root.iterdir())
+    except OSError as error:
+        raise UserError(
+            f"{root}: cannot be read ({error.strerror}); give another folder with out=…"
+        ) from None
+    if exists and not recipe.resume:
+        raise UserError(
+            f"{root}: this run exists already; go on with it by resume=true, or write elsewhere with out=…"
+        )
+    if filled and not (root / RECIPE).exists():
+        raise UserError(f"{root}: is no run of Kedge (it has no {RECIPE}); give another folder with out=…")
+    return root
+
+
+def _open_root(root: Path, recipe: Recipe) -> None:
+    """Make the run's folder if there is none, and write the recipe into it."""
+    try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
@@ -178,9 +201,3 @@ def _open_root(recipe: Recipe) -> Path:
         ) from None
     plain = json.loads(json.dumps(recipe.dump()))
     write_file(root / RECIPE, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110).encode())
-    return root
-
-
-def _steps_done(path: Path) -> int:
-    rows = read_metrics(path)
-    return int(rows[-1]["step"]) if rows else 0

@@ -144,6 +144,32 @@ def test_dropping_reward_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[s
         json.loads(line) for line in (tmp_path / "run" / "grpo" / "metrics.jsonl").read_text().splitlines()
     ]
     assert rows[0]["reward/unscorable_fraction"] > 0
+    log = (tmp_path / "run" / "grpo" / "log.txt").read_text()
+    assert "left out as unscorable: reward 'mine' raised ZeroDivisionError" in log
+    assert "(prompt: " in log
+
+
+LATER: dict[str, tuple[Change, str]] = {
+    "data": (data('{"prompt": "1+1="}\n{"prompt": \n'), "prompts.jsonl, line 2: not valid JSON"),
+    "reward": (
+        stage(rewards={"functions": [{"function": "kedge.tasks.sums:corect"}]}), "corect"),
+    "column": (data('{"prompt": "1+1="}\n'), "needs the column 'answer'"),
+    "reference": (other_reference(), "has another vocabulary than the policy"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "expected"), LATER.values(), ids=LATER.keys())
+def test_a_later_stage_is_checked_before_the_first_trains(
+    change: Change, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answered = {"functions": [{"function": "kedge.tasks.sums:correct"}]}
+    config = recipe(tmp_path, {**GRPO, "rewards": answered, "evaluation": None}, dict(SFT))
+    change(config, tmp_path)
+    config["stages"].reverse()
+    code, shown = run(config, tmp_path, capsys)
+    assert code == 2, shown
+    assert expected in shown
+    assert not (tmp_path / "run").exists()
 
 
 UNPRIVILEGED = 65534

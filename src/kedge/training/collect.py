@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +76,8 @@ class Collector:
     prompts_per_step: int
     resample_equal_groups: int
     seed: int
+    log: Callable[[str], None]
+    """Told of every reward that failed and was dropped."""
     precision: str = "float32"
     order: Order = field(init=False)
     position: int = 0
@@ -96,7 +98,7 @@ class Collector:
             if self.unrewarded is None:
                 self.unrewarded = self._roll_out(missing, step)
             rolling += time.perf_counter() - started
-            self._keep(reward(self.unrewarded, self.prompts, self.rewards, self.tokenizer))
+            self._keep(reward(self.unrewarded, self.prompts, self.rewards, self.tokenizer, self.log))
             self.unrewarded = None
         metrics = {"seconds/rollout": rolling}
         if self.resample_equal_groups:
@@ -148,7 +150,13 @@ class Collector:
         self.unrewarded = Batch.from_state(hand) if hand is not None else None
 
 
-def reward(batch: Batch, prompts: Prompts, rewards: RewardSet, tokenizer: PreTrainedTokenizerBase) -> Batch:
+def reward(
+    batch: Batch,
+    prompts: Prompts,
+    rewards: RewardSet,
+    tokenizer: PreTrainedTokenizerBase,
+    log: Callable[[str], None],
+) -> Batch:
     """Have a batch rewarded: functions see prompts and completions as text, or as messages where prompts are."""
     rows = batch.response_rows
     completions = decode(batch.rollout, tokenizer)
@@ -157,6 +165,9 @@ def reward(batch: Batch, prompts: Prompts, rewards: RewardSet, tokenizer: PreTra
         [prompts.as_completion(row, text) for row, text in zip(rows, completions, strict=True)],
         prompts.columns(rows),
     )
+    for error in result.dropped:
+        answered = prompts.shown[rows[error.sample]] if error.sample is not None else None
+        log(f"left out as unscorable: {error} (prompt: {answered!r})\n{error.traceback}".rstrip())
     device = batch.rollout.response_tokens.device
     by_name = {name: torch.as_tensor(values).to(device) for name, values in result.by_name.items()}
     return Batch(batch.rollout, batch.rows, {"total": torch.as_tensor(result.total).to(device), **by_name})

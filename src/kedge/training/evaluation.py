@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,7 @@ class PolicyEvaluator:
     sampling: SamplingConfig
     scorer: Scorer
     seed: int
+    log: Callable[[str], None]
 
     def evaluate(self, step: int) -> Evaluation:
         """Sample, reward and score; the score of a model is its mean reward."""
@@ -55,7 +57,7 @@ class PolicyEvaluator:
                 draw,
                 batch_size=self.scorer.compute.micro_batch,
             )
-        batch = reward(Batch(rollout, rows), self.prompts, self.rewards, self.tokenizer)
+        batch = reward(Batch(rollout, rows), self.prompts, self.rewards, self.tokenizer, self.log)
         scores = self._scores(batch)
         metrics = {
             **reward_metrics(batch.rewards),

@@ -27,12 +27,15 @@ class Prompts:
         """Give a completion in the prompt's kind: text for text, a list of one message for messages."""
         return [{"role": "assistant", "content": text}] if isinstance(self.shown[row], list) else text
 
+    @property
+    def column_names(self) -> list[str]:
+        """The rows' columns that reward functions are called with: all but prompt and completion."""
+        own = ("prompt", "completion", "prompts", "completions")
+        return [name for name in self.rows[0] if name not in own]
+
     def columns(self, rows: Sequence[int]) -> dict[str, list[Any]]:
-        """Columns of some rows, but prompt and completion, for the reward functions."""
-        names = [
-            name for name in self.rows[0] if name not in ("prompt", "completion", "completions", "prompts")
-        ]
-        return {name: [self.rows[row].get(name) for row in rows] for name in names}
+        """Columns of some rows for the reward functions."""
+        return {name: [self.rows[row].get(name) for row in rows] for name in self.column_names}
 
 
 def encode_prompts(

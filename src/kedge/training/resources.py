@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,8 +24,9 @@ from kedge.models import (
 )
 from kedge.rewards import RewardSet, load_reward
 from kedge.training.config import (
-    DataConfig,
+    ExamplesConfig,
     ModelConfig,
+    PromptsConfig,
     ReferenceConfig,
     RewardConfig,
     RewardsConfig,
@@ -58,9 +59,10 @@ def task(name: str) -> Any:
     return importlib.import_module(f"kedge.tasks.{name}")
 
 
-def rows_of(config: DataConfig, seed: int, kind: Literal["prompts", "examples"]) -> Rows:
-    """Load the rows of a data section: prompts alone, or with their completions."""
+def rows_of(config: PromptsConfig, seed: int) -> Rows:
+    """Load the rows of a data section: prompts alone, or examples with their completions."""
     if config.task is not None:
+        kind = "examples" if isinstance(config, ExamplesConfig) else "prompts"
         split = config.split or "train"
         if split not in ("train", "heldout"):
             raise UserError(f"split: a task has train and heldout, not {split!r}")
@@ -68,9 +70,8 @@ def rows_of(config: DataConfig, seed: int, kind: Literal["prompts", "examples"])
         rows = Rows(made, f"task {config.task}")
     else:
         rows = load_rows(str(config.path), split=config.split, count=config.count)
-    return format_rows(
-        rows, prompt=config.prompt, completion=config.completion if kind == "examples" else None
-    )
+    completion = config.completion if isinstance(config, ExamplesConfig) else None
+    return format_rows(rows, prompt=config.prompt, completion=completion)
 
 
 def make_tokenizer(config: TokenizerConfig, seed: int) -> PreTrainedTokenizerBase:
@@ -81,7 +82,7 @@ def make_tokenizer(config: TokenizerConfig, seed: int) -> PreTrainedTokenizerBas
         made: PreTrainedTokenizerBase = task(config.task).tokenizer()
         return made
     assert config.bpe is not None  # the configuration gives exactly one
-    rows = rows_of(config.bpe.data, seed, "examples")
+    rows = rows_of(config.bpe.data, seed)
     return train_bpe([f"{row['prompt']}{row['completion']}" for row in rows], config.bpe.vocab_size)
 
 
@@ -112,6 +113,7 @@ def make_model(
             pad_id=tokenizer.pad_token_id,
             eos_id=tokenizer.eos_token_id,
             bos_id=tokenizer.bos_token_id,
+            options={"initializer_range": build.initializer_range},
         ).to(dtype)
     else:
         raise UserError("model: give path, or build and tokenizer, or pass a model from Python")

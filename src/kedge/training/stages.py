@@ -1,74 +1,42 @@
-"""One stage of a recipe, put together: data, reference, rewards, and the work that the loop runs."""
+"""One stage of a recipe, put together: inputs, reference, and the work that the loop runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from transformers import PreTrainedModel
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from kedge.models import (
-    context_length,
-    enable_activation_checkpointing,
-    fingerprint,
-    usable_vocabulary,
-)
+from kedge.models import enable_activation_checkpointing, fingerprint, usable_vocabulary
 from kedge.objective import Adaptive, Budget, Controller, Fixed, caution
 from kedge.rollout import SamplingConfig
 from kedge.runs import RunDirectory, environment
 from kedge.training.collect import Collector
 from kedge.training.config import AdaptiveConfig, AnchorConfig, BudgetConfig, GrpoStage, SftStage
 from kedge.training.evaluation import PolicyEvaluator
-from kedge.training.examples import Examples, encode_examples
+from kedge.training.inputs import Materials, PolicyInputs, SftInputs
 from kedge.training.interrupt import Interrupt
 from kedge.training.loop import Session, Work, run_loop
 from kedge.training.policy import PolicyWork
 from kedge.training.progress import Progress
-from kedge.training.prompts import Prompts, encode_prompts
-from kedge.training.resources import (
-    load_function,
-    make_reference,
-    make_rewards,
-    prepare_policy,
-    rows_of,
-)
+from kedge.training.resources import make_reference
 from kedge.training.scoring import Scorer
 from kedge.training.sft import SftWork
-
-Rewards = Sequence[Callable[..., Any]] | Mapping[str, Callable[..., Any]] | None
-
-
-@dataclass(frozen=True)
-class Materials:
-    """What a stage starts from."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    device: torch.device
-    seed: int
-    rewards: Rewards = None
-    reference: PreTrainedModel | None = None
-    """Given from Python; else the recipe's, else a frozen copy of the policy."""
 
 
 def run_stage(
     stage: SftStage | GrpoStage,
+    inputs: SftInputs | PolicyInputs,
     materials: Materials,
     run: RunDirectory,
     progress: Progress,
     interrupt: Interrupt,
 ) -> None:
     """Train ``materials.model`` in place through one stage, from where the run directory says it is."""
-    model, tokenizer = materials.model, materials.tokenizer
-    prepare_policy(model, tokenizer)
+    model = materials.model
     if stage.compute.activation_checkpointing:
         enable_activation_checkpointing(model)
     session = Session(
         stage=stage,
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=materials.tokenizer,
         device=materials.device,
         seed=materials.seed,
         run=run,
@@ -76,7 +44,14 @@ def run_stage(
         interrupt=interrupt,
         identity={"policy at the start": fingerprint(model)},
     )
-    work = sft_work(stage, session) if isinstance(stage, SftStage) else policy_work(stage, session, materials)
+    for note in inputs.notes:
+        _tell(session, f"note: {note}")
+    if isinstance(stage, SftStage):
+        assert isinstance(inputs, SftInputs)
+        work = sft_work(stage, session, inputs)
+    else:
+        assert isinstance(inputs, PolicyInputs)
+        work = policy_work(stage, session, inputs, materials.reference)
     run.record_environment(
         environment(
             device=str(materials.device),
@@ -91,43 +66,20 @@ def run_stage(
     run_loop(session, work)
 
 
-def sft_work(stage: SftStage, session: Session) -> Work:
+def sft_work(stage: SftStage, session: Session, inputs: SftInputs) -> Work:
     """Put together what SFT does in a step."""
-    train = _examples(stage, session, heldout=False)
-    heldout = _examples(stage, session, heldout=True) if stage.evaluation is not None else None
     vocabulary = usable_vocabulary(session.model, session.tokenizer)
-    return SftWork(session, stage, train, heldout, Scorer(stage.compute, 1.0, vocabulary))
+    return SftWork(session, stage, inputs.train, inputs.heldout, Scorer(stage.compute, 1.0, vocabulary))
 
 
-def _examples(stage: SftStage, session: Session, *, heldout: bool) -> Examples:
-    data = stage.evaluation.data if heldout and stage.evaluation is not None else stage.data
-    context = context_length(session.model)
-    limits = [limit for limit in (stage.max_tokens, context) if limit is not None]
-    source = f"stage {stage.name}: {'evaluation.data' if heldout else 'data'}"
-    known = stage.true_log_prob if heldout else None
-    examples, dropped = encode_examples(
-        rows_of(data, session.seed, "examples"),
-        session.tokenizer,
-        completion_only=stage.completion_only,
-        limit=min(limits, default=None),
-        true_log_prob=load_function(known, "true_log_prob") if known is not None else None,
-    )
-    if dropped:
-        _note(
-            session,
-            f"{source}: {dropped} of {len(examples) + dropped} examples are too long and were left out",
-        )
-    return examples
-
-
-def policy_work(stage: GrpoStage, session: Session, materials: Materials) -> Work:
-    """Put together what GRPO does in a step."""
-    reference = make_reference(stage.reference, materials.reference, session.model, session.tokenizer)
+def policy_work(
+    stage: GrpoStage, session: Session, inputs: PolicyInputs, given: PreTrainedModel | None
+) -> Work:
+    """Put together what GRPO does in a step; ``given`` is a reference passed from Python."""
+    reference = make_reference(stage.reference, given, session.model, session.tokenizer)
     session.identity = {**session.identity, "reference": fingerprint(reference)}
     if (warning := caution(stage.anchor.build())) is not None:
-        session.progress.say(f"warning: {warning}")
-        session.run.log(f"warning: {warning}")
-    rewards = make_rewards(stage.rewards, materials.rewards)
+        _tell(session, f"warning: {warning}")
     vocabulary = usable_vocabulary(session.model, session.tokenizer)
     sampling = SamplingConfig(
         responses_per_prompt=stage.rollout.responses_per_prompt,
@@ -143,24 +95,29 @@ def policy_work(stage: GrpoStage, session: Session, materials: Materials) -> Wor
         collector=Collector(
             model=session.model,
             tokenizer=session.tokenizer,
-            prompts=_prompts(stage, session, heldout=False),
-            rewards=rewards,
+            prompts=inputs.train,
+            rewards=inputs.rewards,
             sampling=sampling,
             prompts_per_step=stage.rollout.prompts_per_step,
             resample_equal_groups=stage.rollout.resample_equal_groups,
             seed=session.seed,
+            log=session.run.log,
             precision=stage.compute.precision,
         ),
         controller=controller_of(stage.anchor),
-        evaluator=_evaluator(stage, session, reference, materials.rewards, vocabulary),
+        evaluator=_evaluator(stage, session, inputs, reference, vocabulary),
     )
 
 
 def _evaluator(
-    stage: GrpoStage, session: Session, reference: PreTrainedModel, given: Rewards, vocabulary: int | None
+    stage: GrpoStage,
+    session: Session,
+    inputs: PolicyInputs,
+    reference: PreTrainedModel,
+    vocabulary: int | None,
 ) -> PolicyEvaluator | None:
     config = stage.evaluation
-    if config is None:
+    if config is None or inputs.heldout is None:
         return None
     sampling = SamplingConfig(
         responses_per_prompt=config.responses_per_prompt,
@@ -173,34 +130,17 @@ def _evaluator(
         model=session.model,
         reference=reference,
         tokenizer=session.tokenizer,
-        prompts=_prompts(stage, session, heldout=True),
-        rewards=make_rewards(stage.rewards, given),
+        prompts=inputs.heldout,
+        rewards=inputs.heldout_rewards,
         sampling=sampling,
         scorer=Scorer(stage.compute, config.temperature or 1.0, vocabulary),
         seed=session.seed,
+        log=session.run.log,
     )
 
 
-def _prompts(stage: GrpoStage, session: Session, *, heldout: bool) -> Prompts:
-    data = stage.evaluation.data if heldout and stage.evaluation is not None else stage.data
-    rollout = stage.rollout
-    prompts, dropped = encode_prompts(
-        rows_of(data, session.seed, "prompts"),
-        session.tokenizer,
-        context=context_length(session.model),
-        max_new_tokens=rollout.max_new_tokens,
-        max_prompt_tokens=rollout.max_prompt_tokens,
-    )
-    if dropped:
-        where = f"stage {stage.name}: {'evaluation.data' if heldout else 'data'}"
-        _note(
-            session, f"{where}: {dropped} of {len(prompts) + dropped} prompts are too long and were left out"
-        )
-    return prompts
-
-
-def _note(session: Session, text: str) -> None:
-    session.progress.say(f"note: {text}")
+def _tell(session: Session, text: str) -> None:
+    session.progress.say(text)
     session.run.log(text)
 
 

@@ -1,0 +1,41 @@
+"""The typed tree that a recipe is validated against.
+
+Every field states its unit. A field acts or is refused: what means nothing is rejected here, with the reason.
+"""
+
+from kedge.training.config.experience import RewardConfig, RewardsConfig, RolloutConfig
+from kedge.training.config.inputs import (
+    BuildConfig,
+    ExamplesConfig,
+    ModelConfig,
+    PromptsConfig,
+    ReferenceConfig,
+    TokenizerConfig,
+)
+from kedge.training.config.objective import AdaptiveConfig, AnchorConfig, BudgetConfig
+from kedge.training.config.recipe import Recipe
+from kedge.training.config.stages import EvaluationConfig, GrpoStage, SftEvaluationConfig, SftStage
+from kedge.training.config.updates import CheckpointConfig, ComputeConfig, OptimizerConfig
+
+__all__ = [
+    "AdaptiveConfig",
+    "AnchorConfig",
+    "BudgetConfig",
+    "BuildConfig",
+    "CheckpointConfig",
+    "ComputeConfig",
+    "EvaluationConfig",
+    "ExamplesConfig",
+    "GrpoStage",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PromptsConfig",
+    "Recipe",
+    "ReferenceConfig",
+    "RewardConfig",
+    "RewardsConfig",
+    "RolloutConfig",
+    "SftEvaluationConfig",
+    "SftStage",
+    "TokenizerConfig",
+]

@@ -1,0 +1,75 @@
+"""What the policy is asked to write, and what it is rewarded for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from kedge.training.config.section import NonNegative, Positive, Rate, Section
+
+
+class RewardConfig(Section):
+    """One reward function, called as `reward(prompts, completions, **columns) -> list[float | None]`."""
+
+    function: str | None = None
+    """`module:function` or `path.py:function`; left out for one given from Python under the same name."""
+    name: str | None = None
+    """Its name in metrics; the function's name when left out."""
+    weight: float = 1.0
+    """Its weight in the sum; 0 measures without rewarding."""
+
+
+class RewardsConfig(Section):
+    """The reward functions and what happens when one fails."""
+
+    functions: Annotated[list[RewardConfig], Field(min_length=1)]
+    time_limit: Rate | None = 60.0
+    """Seconds for one call; null: no limit."""
+    on_error: Literal["stop", "drop"] = "stop"
+    """stop: save and stop. drop: score one by one and count the culprits as unscorable."""
+    max_consecutive_drops: Positive = 8
+    """With `drop`: this many steps in a row with a culprit stop the run."""
+
+    @model_validator(mode="after")
+    def _acts(self) -> RewardsConfig:
+        if self.on_error == "stop" and "max_consecutive_drops" in self.model_fields_set:
+            raise ValueError("max_consecutive_drops does nothing with on_error: stop")
+        return self
+
+
+class RolloutConfig(Section):
+    """What the policy is asked to write in a step."""
+
+    prompts_per_step: Positive = 16
+    """Prompts B."""
+    responses_per_prompt: Positive = 8
+    """Responses a prompt, G."""
+    max_new_tokens: Positive = 64
+    """Longest response, in tokens."""
+    max_prompt_tokens: Positive | None = None
+    """Longer prompts are left out, counted and reported; without it, one that leaves no room for a response is an
+    error."""
+    temperature: Rate = 1.0
+    """Sampling temperature; the policy is the tempered policy, in the ratio and in every KL."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Must stay 1: see the refusal."""
+    stop: list[str] = []
+    """Strings that end a response; they stay part of it."""
+    truncated: Literal["keep", "mask", "penalise"] = "mask"
+    """Responses cut by the length limit: rewarded like others, left out of the policy loss, or penalised."""
+    truncation_penalty: Annotated[float, Field(gt=0)] | None = None
+    """With `penalise`: taken from the reward of a response that was cut."""
+    resample_equal_groups: NonNegative = 0
+    """Times that prompts whose responses all got equal rewards are replaced by fresh ones (DAPO)."""
+
+    @model_validator(mode="after")
+    def _meaningful(self) -> RolloutConfig:
+        if self.top_p < 1:
+            raise ValueError(
+                "top_p below 1 draws from a truncated policy while ratio and KL are those of the whole one, "
+                "biased by the kept mass; set top_p: 1.0 and use temperature"
+            )
+        if (self.truncated == "penalise") != (self.truncation_penalty is not None):
+            raise ValueError("truncation_penalty goes with truncated: penalise, and only with it")
+        return self

@@ -1,0 +1,175 @@
+"""The parts of the policy loss, each with its refusals."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from kedge.objective import Anchor, Correction, TrustRegion, refusal
+from kedge.training.config.section import Positive, Rate, Section, Unit
+
+
+class AdvantageConfig(Section):
+    """How rewards become advantages."""
+
+    kind: Literal["group", "mean", "leave_one_out", "batch"] = "group"
+    """group: (r − mean)/(std + ε) of the prompt's G responses (GRPO); mean: r − mean (Dr. GRPO);
+    leave_one_out: r − mean of the other G − 1 (RLOO); batch: whitened over the batch (REINFORCE)."""
+    std: Literal["population", "sample"] = "sample"
+    """With group and batch: divide by G or by G − 1."""
+
+    @model_validator(mode="after")
+    def _acts(self) -> AdvantageConfig:
+        if self.kind in ("mean", "leave_one_out") and "std" in self.model_fields_set:
+            raise ValueError(f"std does nothing with kind: {self.kind}")
+        return self
+
+
+class TrustRegionConfig(Section):
+    """What keeps a step small: the tie to the old policy."""
+
+    kind: Literal["clip", "sequence", "cispo", "none"] = "clip"
+    """clip: per-token ratio (PPO, GRPO); sequence: one ratio a response (GSPO); cispo; none: unclipped ratio."""
+    low: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """The ratio is clipped below 1 − low."""
+    high: Rate = 0.2
+    """The ratio is clipped above 1 + high."""
+    dual: Annotated[float, Field(gt=1)] | None = None
+    """With clip: for negative advantages the surrogate is at least dual × advantage."""
+
+    @model_validator(mode="after")
+    def _acts(self) -> TrustRegionConfig:
+        if self.kind == "none" and {"low", "high"} & self.model_fields_set:
+            raise ValueError("low and high do nothing with kind: none")
+        if self.dual is not None and self.kind != "clip":
+            raise ValueError(f"dual does nothing with kind: {self.kind}")
+        return self
+
+    def build(self) -> TrustRegion:
+        """Give the objective's own type."""
+        return TrustRegion(kind=self.kind, low=self.low, high=self.high, dual=self.dual)
+
+
+class CorrectionConfig(Section):
+    """Weights for the mismatch between the engine that sampled and the trainer (old policy / sampler)."""
+
+    kind: Literal["none", "truncate", "mask"] = "none"
+    """truncate: weights cut at `high`; mask: tokens whose weight leaves [low, high] are dropped."""
+    level: Literal["token", "sequence"] = "token"
+    """One weight a token, or one a response."""
+    low: Annotated[float, Field(ge=0)] = 0.5
+    high: Rate = 2.0
+
+    @model_validator(mode="after")
+    def _acts(self) -> CorrectionConfig:
+        if self.kind == "none" and self.model_fields_set - {"kind"}:
+            raise ValueError("level, low and high do nothing with kind: none")
+        if self.kind == "truncate" and "low" in self.model_fields_set:
+            raise ValueError("low does nothing with kind: truncate")
+        if self.kind == "mask" and self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        return self
+
+    def build(self) -> Correction:
+        """Give the objective's own type."""
+        return Correction(kind=self.kind, level=self.level, low=self.low, high=self.high)
+
+
+class FixedConfig(Section):
+    """A constant β."""
+
+    kind: Literal["fixed"]
+    beta: Annotated[float, Field(ge=0)]
+    """0: no anchor; its KL is measured all the same."""
+
+
+class AdaptiveConfig(Section):
+    """β follows KL/target with limited steps (Ziegler et al. 2019)."""
+
+    kind: Literal["adaptive"]
+    beta: Rate = 0.1
+    """At the start."""
+    target: Rate
+    """KL to hold, in `unit`."""
+    horizon: Rate = 10_000.0
+    """Responses over which β adapts."""
+    unit: Unit = "nats/token"
+
+
+class BudgetConfig(Section):
+    """The constraint KL ≤ budget itself; β is solved for."""
+
+    kind: Literal["budget"]
+    budget: Rate
+    """How far the policy may go, in `unit`."""
+    unit: Unit = "nats/token"
+    beta: Rate | None = None
+    """β at the start; 1 for nats/token and 0.1 for nats/response when left out."""
+    low: Rate | None = None
+    """Lower bound of β; a hundredth of its start when left out."""
+    high: Rate | None = None
+    """Upper bound of β; a hundred times its start when left out."""
+
+
+class AnchorConfig(Section):
+    """The tie to the reference: measure × placement × gradient, and what sets β."""
+
+    measure: Literal["exact", "k1", "k2", "k3"] = "exact"
+    """exact: over the whole vocabulary; k1, k2, k3: from the sampled token's log-probability."""
+    direction: Literal["reverse", "forward"] = "reverse"
+    """reverse: KL(policy‖reference), mode-seeking; forward: KL(reference‖policy), mode-covering."""
+    placement: Literal["loss", "reward"] = "loss"
+    """Added to the loss or taken from the reward."""
+    gradient: Literal["published", "token", "sequence"] = "token"
+    """published: as the papers differentiate it; token: right per state; sequence: right for the response."""
+    weights: Literal["none", "prefix"] = "none"
+    """With sequence: importance weights of the prefix, which make it exact off-policy (and noisy)."""
+    baseline: bool = False
+    """With sequence: subtract the other responses' KL to go at the same position (less variance, same mean)."""
+    aggregation: Literal["token", "response"] | None = None
+    """Mean over all tokens, or sum over a response's tokens and mean over responses; follows the budget's
+    or target's unit when left out, else token."""
+    controller: Annotated[FixedConfig | AdaptiveConfig | BudgetConfig, Field(discriminator="kind")]
+
+    @model_validator(mode="after")
+    def _meaningful(self) -> AnchorConfig:
+        if reason := refusal(self.build()):
+            raise ValueError(reason)
+        if self.placement == "reward" and self.aggregation is not None:
+            raise ValueError("aggregation does nothing with placement: reward; rewards are per response")
+        return self
+
+    def build(self) -> Anchor:
+        """Give the objective's own type."""
+        return Anchor(
+            measure=self.measure,
+            direction=self.direction,
+            placement=self.placement,
+            gradient=self.gradient,
+            weights=self.weights,
+            baseline=self.baseline,
+        )
+
+    @property
+    def unit(self) -> Unit:
+        """The unit of the KL that the penalty sums: it follows aggregation, else the controller."""
+        if self.aggregation is not None:
+            return "nats/token" if self.aggregation == "token" else "nats/response"
+        return self.controller.unit if not isinstance(self.controller, FixedConfig) else "nats/token"
+
+
+class AggregationConfig(Section):
+    """How per-token terms of the policy loss become one number."""
+
+    mode: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
+    """Mean over the update's response tokens; mean of each response's mean; sum over responses' tokens divided
+    by `constant_length` and the number of responses (Dr. GRPO)."""
+    constant_length: Positive | None = None
+    """With constant: a length in tokens; max_new_tokens when left out."""
+
+    @model_validator(mode="after")
+    def _acts(self) -> AggregationConfig:
+        if self.mode != "constant" and self.constant_length is not None:
+            raise ValueError(f"constant_length does nothing with mode: {self.mode}")
+        return self
