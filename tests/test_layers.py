@@ -18,10 +18,10 @@ LEVELS = [
     {"models", "runs"},
     {"rollout", "data", "rewards", "tasks", "recipes"},
     {"certify", "training", "report"},
-    {"api", "cli"},
+    {"api", "cli", "__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-SIDEWAYS = {("cli", "api")}
+SIDEWAYS = {("cli", "api"), ("__main__", "cli")}
 """Imports inside a level that are meant."""
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+from kedge.head.backend import RUNNERS
 
 ALL = tuple(
     f"{source}.{tensor}" for source in ("policy", "reference") for tensor in ("hidden", "weight", "bias")
@@ -103,7 +106,8 @@ def test_blocks_within_a_chunk_do_not_matter(
 ) -> None:
     case = make_case(bias=True, softcap=2.0, train=ALL)
     truth = case.score()
-    monkeypatch.setattr("kedge.head.projection._BLOCK_LOGITS", 25)
+    small = dataclasses.replace(RUNNERS["chunked"], block_logits=25)
+    monkeypatch.setitem(RUNNERS, "chunked", small)
     for each, true in zip(case.reduce(chunk_rows=5), truth, strict=True):
         assert_same(true, each, 1e-12)
 

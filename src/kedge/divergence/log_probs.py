@@ -28,6 +28,9 @@ from torch import Tensor
 FAR = 1e20
 """Stands for ∞: so far out that every probability is 0, near enough for 0·FAR to be 0."""
 
+_NEAR = 0.25
+"""Where φ is taken from its series; further out, eˣ − 1 − x has its digits."""
+
 
 def excess_exponential(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Return how far the exponential lies above its tangent at 0, to the last digits at every x.
@@ -44,7 +47,7 @@ def excess_exponential(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     ['0.0000e+00', '5.0000e-13', '7.1828e-01']
     """
     elsewhere = torch.expm1(x) - x.clamp(max=torch.finfo(x.dtype).max)  # not ∞ − ∞
-    return torch.where(x.abs() < 1, _excess_series(x.clamp(-1, 1)), elsewhere)
+    return torch.where(x.abs() < _NEAR, _excess_series(x.clamp(-_NEAR, _NEAR)), elsewhere)
 
 
 def finite(log_p: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -188,16 +191,18 @@ def _escapes(x: Tensor) -> Tensor:
 
 
 def _excess_series(x: Tensor) -> Tensor:
-    """φ(x) for |x| ≤ 1, where eˣ − 1 − x would lose ε/|x|: x²/2·(1 + x/3·(1 + x/4·(1 + …)))."""
-    series = one = x.new_ones(())
-    for k in range(18 if x.dtype == torch.float64 else 11, 2, -1):
-        series = torch.addcmul(one, x, series, value=1 / k)
-    return 0.5 * x.square() * series
+    """φ(x) for |x| ≤ ¼, where eˣ − 1 − x would lose ε/|x|: x²·Σ xᵏ/(k + 2)!, two terms at a time."""
+    square = x.square()
+    terms = 12 if x.dtype == torch.float64 else 6
+    series = torch.zeros_like(x)
+    for k in range(terms - 2, -1, -2):
+        series = series * square + (1 / math.factorial(k + 2) + x / math.factorial(k + 3))
+    return series * square
 
 
 def _excess_terms(p: Tensor, q: Tensor, x: Tensor) -> Tensor:
     """p·φ(x) for x = log q − log p, without overflow where x is large; q where p is 0."""
-    return torch.where(x.abs() < 1, p * _excess_series(x.clamp(-1, 1)), q - p * (1 + x))
+    return torch.where(x.abs() < _NEAR, p * _excess_series(x.clamp(-_NEAR, _NEAR)), q - p * (1 + x))
 
 
 def _log_mean_ratio(x: Tensor) -> Tensor:

@@ -1,6 +1,20 @@
-"""The choice between the chunked head and the dense definition."""
+"""The choice between the dense definition and the ways of working in chunks."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
+
+from kedge.head.runner import COMPILED, EAGER, Runner
+
+RUNNERS = {"chunked": EAGER, "compiled": COMPILED}
+BACKENDS = (*RUNNERS, "dense")
+
+
+class Chunks(NamedTuple):
+    """How many rows a chunk has, and how its element-wise work is run."""
+
+    rows: int
+    runner: Runner
 
 
 def default_chunk_rows(tokens: int) -> int:
@@ -14,18 +28,18 @@ def default_chunk_rows(tokens: int) -> int:
     return min(4096, max(128, 2**24 // tokens // 64 * 64))
 
 
-def chosen_chunk_rows(backend: str, chunk_rows: int | None, tokens: int) -> int | None:
-    """Rows in a chunk for the chunked backend, None for the dense one.
+def chosen_chunks(backend: str, chunk_rows: int | None, tokens: int) -> Chunks | None:
+    """Give rows and runner of a chunked backend, None for the dense one.
 
     Raises:
         ValueError: for an unknown backend, rows below 1, or rows given to the dense backend.
     """
-    if backend not in ("chunked", "dense"):
-        raise ValueError(f"backend is {backend!r}; it must be one of: chunked, dense")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; it must be one of: {', '.join(BACKENDS)}")
     if backend == "dense":
         if chunk_rows is not None:
             raise ValueError(f"chunk_rows is {chunk_rows}, but the dense backend has no chunks; leave it out")
         return None
     if chunk_rows is not None and chunk_rows < 1:
         raise ValueError(f"chunk_rows is {chunk_rows}; it must be 1 at least")
-    return default_chunk_rows(tokens) if chunk_rows is None else chunk_rows
+    return Chunks(default_chunk_rows(tokens) if chunk_rows is None else chunk_rows, RUNNERS[backend])

@@ -11,36 +11,39 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kedge.head.request import DIVERGENCES, POLICY, Output, Request, checked_loss, public_name
+from kedge.head.runner import Runner
 from kedge.head.types import PerToken
 from kedge.head.workspace import Workspace
 
 
-def chunked_scores(request: Request, chunk_rows: int) -> dict[Output, Tensor]:
+def chunked_scores(request: Request, chunk_rows: int, runner: Runner) -> dict[Output, Tensor]:
     """Return every wanted output, [N] each, differentiable; backward makes the logits a second time."""
     apply: Callable[..., tuple[Tensor, ...]] = _Score.apply
-    values = apply(request, chunk_rows, *request.tensors())
+    values = apply(request, chunk_rows, runner, *request.tensors())
     return dict(zip(request.wanted, values, strict=True))
 
 
 def chunked_loss(
-    request: Request, per_token: PerToken, chunk_rows: int
+    request: Request, per_token: PerToken, chunk_rows: int, runner: Runner
 ) -> tuple[Tensor, dict[Output, Tensor]]:
     """Return the loss, whose gradients are made here, and every wanted output, [N] each, detached."""
     trains = [torch.is_grad_enabled() and tensor.requires_grad for tensor in request.tensors()]
     apply: Callable[..., tuple[Tensor, ...]] = _Loss.apply
-    loss, *values = apply(request, per_token, chunk_rows, trains, *request.tensors())
+    loss, *values = apply(request, per_token, chunk_rows, runner, trains, *request.tensors())
     return loss, dict(zip(request.wanted, values, strict=True))
 
 
 class _Score(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, request: Request, chunk_rows: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.request, ctx.chunk_rows, ctx.needs = request, chunk_rows, ctx.needs_input_grad[2:]
-        workspace = Workspace(request.with_tensors(tensors), chunk_rows, [False] * len(tensors))
+    def forward(
+        ctx: Any, request: Request, chunk_rows: int, runner: Runner, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.request, ctx.chunk_rows, ctx.runner = request, chunk_rows, runner
+        ctx.needs = ctx.needs_input_grad[3:]
+        workspace = Workspace(request.with_tensors(tensors), chunk_rows, [False] * len(tensors), runner)
         scores = _empty_scores(request)
         for rows in _chunks(request, chunk_rows):
-            workspace.load(rows)
-            for output, values in workspace.scores().items():
+            for output, values in workspace.load(rows, request.wanted).items():
                 scores[output][rows] = values
         ctx.save_for_backward(*tensors, *scores.values())
         fixed = set(request.wanted) - _differentiable(request, ctx.needs)
@@ -56,24 +59,29 @@ class _Score(torch.autograd.Function):
         pulled = {each: pull for each, pull in zip(wanted, upstream, strict=True) if pull is not None}
         found = {each: values for each, values in zip(wanted, scores, strict=True) if each in pulled}
         request = replace(ctx.request.with_tensors(tensors), wanted=tuple(pulled))
-        workspace = Workspace(request, ctx.chunk_rows, ctx.needs)
+        workspace = Workspace(request, ctx.chunk_rows, ctx.needs, ctx.runner)
         for rows in _chunks(request, ctx.chunk_rows):
-            workspace.load(rows)
+            workspace.load(rows, ())
             workspace.backward(_rows_of(pulled, rows), _rows_of(found, rows))
-        return None, None, *workspace.gradients()
+        return None, None, None, *workspace.gradients()
 
 
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, request: Request, per_token: PerToken, chunk_rows: int, needs: list[bool], *tensors: Tensor
+        ctx: Any,
+        request: Request,
+        per_token: PerToken,
+        chunk_rows: int,
+        runner: Runner,
+        needs: list[bool],
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        workspace = Workspace(request.with_tensors(tensors), chunk_rows, needs)
+        workspace = Workspace(request.with_tensors(tensors), chunk_rows, needs, runner)
         scores, differentiable = _empty_scores(request), _differentiable(request, needs)
         loss = tensors[0].new_zeros((), dtype=request.dtype)
         for rows in _chunks(request, chunk_rows):
-            workspace.load(rows)
-            found = workspace.scores()
+            found = workspace.load(rows, request.wanted)
             for output, values in found.items():
                 scores[output][rows] = values
             part, upstream = _call(per_token, found, rows, differentiable)
@@ -93,7 +101,9 @@ class _Loss(torch.autograd.Function):
                 "handed out once; call reduce again, or use kedge.head.score"
             )
         gradients, ctx.gradients = ctx.gradients, None
-        return None, None, None, None, *(None if each is None else each.mul_(upstream) for each in gradients)
+        if upstream.device.type != "cpu" or upstream != 1.0:  # elsewhere a look would wait for it
+            gradients = [None if each is None else each.mul_(upstream) for each in gradients]
+        return None, None, None, None, None, *gradients
 
 
 def _call(

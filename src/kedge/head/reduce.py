@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kedge.head.backend import chosen_chunk_rows
+from kedge.head.backend import chosen_chunks
 from kedge.head.chunked import chunked_loss
 from kedge.head.dense import dense_loss
 from kedge.head.request import make_request, public_name
@@ -66,6 +66,8 @@ def reduce(
     [-0.875, 0.125, 0.125, 0.125]
     """
     request = make_request(hidden, head, targets, anchors, want, temperature)
-    rows = chosen_chunk_rows(backend, chunk_rows, head.tokens)
-    loss, scores = dense_loss(request, per_token) if rows is None else chunked_loss(request, per_token, rows)
+    chunks = chosen_chunks(backend, chunk_rows, head.tokens)
+    loss, scores = (
+        dense_loss(request, per_token) if chunks is None else chunked_loss(request, per_token, *chunks)
+    )
     return loss, {public_name(output): values for output, values in scores.items()}

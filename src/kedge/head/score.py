@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kedge.head.backend import chosen_chunk_rows
+from kedge.head.backend import chosen_chunks
 from kedge.head.chunked import chunked_scores
 from kedge.head.dense import dense_scores
 from kedge.head.request import make_request, public_name
@@ -46,6 +46,8 @@ def score(
         want: names of outputs.
         temperature: all logits, those of the anchors too, are divided by it.
         backend: "chunked" holds the logits of one chunk at a time, and makes them a second time in backward;
+            "compiled" does the same with its element-wise work fused by torch's compiler, which is faster from
+            some ten seconds of work on (the first call of each kind compiles);
             "dense" is the definition, for small sizes.
         chunk_rows: the most rows in a chunk; None follows from the size of the vocabulary.
 
@@ -75,6 +77,6 @@ def score(
     [0.0, 0.0]
     """
     request = make_request(hidden, head, targets, anchors, want, temperature)
-    rows = chosen_chunk_rows(backend, chunk_rows, head.tokens)
-    scores = dense_scores(request) if rows is None else chunked_scores(request, rows)
+    chunks = chosen_chunks(backend, chunk_rows, head.tokens)
+    scores = dense_scores(request) if chunks is None else chunked_scores(request, *chunks)
     return {public_name(output): values for output, values in scores.items()}

@@ -7,70 +7,67 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from kedge.divergence import (
-    entropy_from_log_probs,
-    kl_from_log_probs,
-    log_ratio_of_logits,
-    total_variation_from_log_probs,
-)
-from kedge.head.gradients import Comparison, Pull, logit_gradient
+from kedge.head.elementwise import Normalizers, Plan, Transform
+from kedge.head.gradients import Pull
 from kedge.head.projection import Projection
 from kedge.head.request import DIVERGENCES, POLICY, Output, Request
+from kedge.head.runner import Runner
 
 
 class Workspace:
     """Loads a chunk of rows, scores it, and carries upstream gradients of its scores on to the parameters.
 
+    Matrix products run over whole chunks, where they are fast. What is element-wise runs over a few rows of a
+    chunk at a time, so that one pass after another finds the same numbers in the cache.
+
     Args:
         request: what is asked.
         chunk_rows: the most rows in a chunk.
         needs: for each of ``request.tensors()``, whether it needs a gradient.
+        runner: how the element-wise work is run.
     """
 
-    def __init__(self, request: Request, chunk_rows: int, needs: Sequence[bool]) -> None:
-        self._request = request
+    def __init__(self, request: Request, chunk_rows: int, needs: Sequence[bool], runner: Runner) -> None:
+        self._request, self._runner = request, runner
         needed = request.by_source(needs)
         self._projections = {
-            source: Projection(
-                request.sources[source], request.temperature, request.dtype, chunk_rows, needed[source]
-            )
+            source: Projection(request.sources[source], request.dtype, chunk_rows, needed[source])
             for source in request.involved
         }
+        heads = {source: request.sources[source].head for source in request.involved}
+        self._transforms = tuple(
+            (source, Transform(head.scale, head.softcap, request.temperature))
+            for source, head in heads.items()
+        )
         self._rows = slice(0, 0)
-        self._targets = request.targets[self._rows]
+        self._normalizers: list[Normalizers] = []
 
-    def load(self, rows: slice) -> None:
-        """Make the logits of a chunk."""
-        self._rows, self._targets = rows, self._request.targets[rows]
+    def load(self, rows: slice, wanted: tuple[Output, ...]) -> dict[Output, Tensor]:
+        """Make the logits of a chunk; return the outputs wanted, [n] each."""
+        self._rows = rows
         for projection in self._projections.values():
             projection.load(rows)
-
-    def scores(self) -> dict[Output, Tensor]:
-        """Return every wanted output of the chunk, [n] each."""
-        scores = {}
-        for source, output in self._request.wanted:
-            if output == "log_prob":
-                scores[source, output] = self._projections[source].log_prob(self._targets)
-            elif output == "log_normalizer":
-                scores[source, output] = self._projections[source].log_normalizer()
-        elementwise = [output for output in self._request.wanted if output not in scores]
-        if elementwise:
-            parts = [self._elementwise(block) for block in self._projections[POLICY].blocks()]
-            scores |= {output: torch.cat([part[output] for part in parts]) for output in elementwise}
-        return scores
+        plan, targets = Plan(self._transforms, wanted), self._request.targets[rows]
+        biases = {source: projection.bias for source, projection in self._projections.items()}
+        found = [
+            self._runner.forward(plan, self._logits(block), biases, targets[block])
+            for block in self._blocks()
+        ]
+        self._normalizers = [normalizers for normalizers, _ in found]
+        return {output: torch.cat([scores[output] for _, scores in found]) for output in wanted}
 
     def backward(self, upstream: Mapping[Output, Tensor], scores: Mapping[Output, Tensor]) -> None:
         """Add what these gradients [n] of the chunk's scores give; uses up the chunk's logits."""
-        pulls = {output: Pull.of(gradient, scores[output]) for output, gradient in upstream.items()}
-        moved = [
-            source for source, each in self._projections.items() if each.trains and _pulled(source, pulls)
-        ]
+        moved = tuple(
+            source for source, each in self._projections.items() if each.trains and _pulled(source, upstream)
+        )
         if not moved:
             return
-        for block in self._projections[moved[0]].blocks():
+        pulls = {output: Pull.of(gradient, scores[output]) for output, gradient in upstream.items()}
+        plan, targets = Plan(self._transforms, (), moved), self._request.targets[self._rows]
+        for block, normalizers in zip(self._blocks(), self._normalizers, strict=True):
             here = {output: pull[block] for output, pull in pulls.items()}
-            for source, gradient in self._logit_gradients(block, moved, here).items():
-                self._projections[source].put_gradient(block, gradient)
+            self._runner.backward(plan, self._logits(block), normalizers, targets[block], here)
         for source in moved:
             self._projections[source].accumulate(self._rows)
 
@@ -82,66 +79,15 @@ class Workspace:
             flat += projection.gradients() if projection else [None] * len(tensors)
         return flat
 
-    def _elementwise(self, block: slice) -> dict[Output, Tensor]:
-        """Return the outputs that are sums over the vocabulary, for a block."""
-        log_p = self._projections[POLICY].log_probs(block)
-        scores: dict[Output, Tensor] = {}
-        if (POLICY, "entropy") in self._request.wanted:
-            scores[POLICY, "entropy"] = entropy_from_log_probs(log_p)
-        for source in self._projections:
-            wanted = [each for each in DIVERGENCES if (source, each) in self._request.wanted]
-            if not wanted:
-                continue
-            log_q = self._projections[source].log_probs(block)
-            x = self._log_ratio(source, block)
-            if "reverse_kl" in wanted:
-                scores[source, "reverse_kl"] = kl_from_log_probs(log_p, log_q, x)
-            if "forward_kl" in wanted:
-                scores[source, "forward_kl"] = kl_from_log_probs(log_q, log_p, -x)
-            if "total_variation" in wanted:
-                scores[source, "total_variation"] = total_variation_from_log_probs(log_p, log_q, x)
-        return scores
+    def _logits(self, block: slice) -> dict[str, Tensor]:
+        return {source: projection.logits[block] for source, projection in self._projections.items()}
 
-    def _log_ratio(self, source: str, block: slice) -> Tensor:
-        policy, other = self._projections[POLICY], self._projections[source]
-        return log_ratio_of_logits(*policy.block(block), *other.block(block))
-
-    def _logit_gradients(
-        self, block: slice, moved: list[str], pulls: Mapping[Output, Pull]
-    ) -> dict[str, Tensor]:
-        """Return the gradient of the logits, [n, V], of each source that is moved, for a block."""
-        compared = {source for source, output in pulls if output in DIVERGENCES}
-        needed = compared.union(moved, {POLICY} if compared else ())
-        log_probs = {source: self._projections[source].log_probs(block) for source in needed}
-        comparisons = {source: self._compare(source, block, log_probs, pulls) for source in compared}
-        gradients = {}
-        for source in moved:
-            seen = list(comparisons.values())
-            if source != POLICY:
-                seen = [comparisons[source].reversed()] if source in comparisons else []
-            gradients[source] = logit_gradient(
-                log_probs[source],
-                self._targets[block],
-                seen,
-                log_prob=pulls.get((source, "log_prob")),
-                entropy=pulls.get((source, "entropy")),
-                log_normalizer=pulls.get((source, "log_normalizer")),
-            )
-        return gradients
-
-    def _compare(
-        self, source: str, block: slice, log_probs: Mapping[str, Tensor], pulls: Mapping[Output, Pull]
-    ) -> Comparison:
-        return Comparison(
-            log_p=log_probs[POLICY],
-            log_q=log_probs[source],
-            log_ratio=self._log_ratio(source, block),
-            outward=pulls.get((source, "reverse_kl")),
-            inward=pulls.get((source, "forward_kl")),
-            variation=pulls.get((source, "total_variation")),
-        )
+    def _blocks(self) -> list[slice]:
+        for projection in self._projections.values():
+            return self._runner.blocks(projection.logits)
+        return []
 
 
-def _pulled(source: str, pulls: Mapping[Output, Pull]) -> bool:
+def _pulled(source: str, upstream: Mapping[Output, Tensor]) -> bool:
     """Whether any of these outputs depends on the logits of a source."""
-    return any(of == source or (source == POLICY and output in DIVERGENCES) for of, output in pulls)
+    return any(of == source or (source == POLICY and output in DIVERGENCES) for of, output in upstream)

@@ -1,0 +1,162 @@
+"""What happens to every logit of a block of rows: pure functions of tensors, run as they stand or compiled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kedge.divergence import (
+    FAR,
+    Normalizer,
+    entropy_from_log_probs,
+    kl_from_log_probs,
+    log_ratio_of_logits,
+    normalizer,
+    total_variation_from_log_probs,
+)
+from kedge.head.gradients import Comparison, Pull, logit_gradient
+from kedge.head.request import DIVERGENCES, POLICY, Output
+
+
+@dataclass(frozen=True)
+class Transform:
+    """From the product h Wᵀ to the logits of ``Head``, and the way back."""
+
+    scale: float
+    softcap: float | None
+    temperature: float
+
+    def apply(self, product: Tensor, bias: Tensor | None) -> Tensor:
+        """Turn a product into finite logits, in place."""
+        if bias is not None:
+            product += bias
+        if self.softcap is not None:
+            masked = product == -math.inf
+            product.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap / self.temperature)
+            product.masked_fill_(masked, -math.inf)
+        elif self.scale != self.temperature:
+            product *= self.scale / self.temperature
+        if bias is not None:
+            product.clamp_(min=-FAR)
+        return product
+
+    def pull_back(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """Turn the gradient of logits into that of h Wᵀ + b."""
+        if self.softcap is not None:
+            tanh = (logits * (self.temperature / self.softcap)).clamp(min=-1.0)
+            gradient = gradient * (1.0 - tanh.square())
+        factor = self.scale / self.temperature
+        return gradient if factor == 1.0 else gradient * factor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done to a block, apart from the tensors.
+
+    Args:
+        transforms: of each source that is involved, the policy among them if it is.
+        wanted: the outputs to compute.
+        moved: the sources whose logits need a gradient.
+    """
+
+    transforms: tuple[tuple[str, Transform], ...]
+    wanted: tuple[Output, ...]
+    moved: tuple[str, ...] = ()
+
+
+Normalizers = dict[str, Normalizer]
+
+
+def forward(
+    plan: Plan, products: Mapping[str, Tensor], biases: Mapping[str, Tensor | None], targets: Tensor
+) -> tuple[Normalizers, dict[Output, Tensor]]:
+    """Turn products [n, V] into logits, in place; return their normalisers, and every wanted output, [n] each."""
+    logits = {source: made.apply(products[source], biases[source]) for source, made in plan.transforms}
+    normalizers = {source: normalizer(each) for source, each in logits.items()}
+    block = _Block(logits, normalizers, targets)
+    return normalizers, {output: block.score(*output) for output in plan.wanted}
+
+
+def backward(
+    plan: Plan,
+    logits: Mapping[str, Tensor],
+    normalizers: Normalizers,
+    targets: Tensor,
+    pulls: Mapping[Output, Pull],
+) -> None:
+    """Overwrite the logits of every source that is moved with the gradient of its h Wᵀ + b."""
+    block = _Block(logits, normalizers, targets)
+    gradients = {source: block.gradient(source, pulls) for source in plan.moved}
+    for source, made in plan.transforms:
+        if source in gradients:
+            logits[source].copy_(made.pull_back(gradients[source], logits[source]))
+
+
+class _Block:
+    """The distributions of a block of rows; what several outputs need of them is computed once."""
+
+    def __init__(self, logits: Mapping[str, Tensor], normalizers: Normalizers, targets: Tensor) -> None:
+        self._logits, self._normalizers, self._targets = logits, normalizers, targets
+        self._log_probs: dict[str, Tensor] = {}
+        self._log_ratios: dict[str, Tensor] = {}
+
+    def log_probs(self, source: str) -> Tensor:
+        """Return the finite log-probabilities [n, V] of a source."""
+        if source not in self._log_probs:
+            self._log_probs[source] = self._normalizers[source].log_probs(self._logits[source])
+        return self._log_probs[source]
+
+    def log_ratio(self, source: str) -> Tensor:
+        """Return the logarithm of a source's probabilities over the policy's, [n, V]."""
+        if source not in self._log_ratios:
+            p, q = self._normalizers[POLICY], self._normalizers[source]
+            self._log_ratios[source] = log_ratio_of_logits(self._logits[POLICY], p, self._logits[source], q)
+        return self._log_ratios[source]
+
+    def score(self, source: str, what: str) -> Tensor:
+        """Return an output, [n]."""
+        normalizer = self._normalizers[source]
+        if what == "log_normalizer":
+            return (normalizer.maximum + normalizer.log_sum).squeeze(-1)
+        if what == "log_prob":
+            chosen = self._logits[source].gather(-1, self._targets[:, None])
+            log_prob = normalizer.log_probs(chosen).squeeze(-1)
+            return log_prob.masked_fill(log_prob < -0.5 * FAR, -math.inf)
+        log_q = self.log_probs(source)
+        if what == "entropy":
+            return entropy_from_log_probs(log_q)
+        log_p, x = self.log_probs(POLICY), self.log_ratio(source)
+        if what == "reverse_kl":
+            return kl_from_log_probs(log_p, log_q, x)
+        if what == "forward_kl":
+            return kl_from_log_probs(log_q, log_p, -x)
+        return total_variation_from_log_probs(log_p, log_q, x)
+
+    def gradient(self, source: str, pulls: Mapping[Output, Pull]) -> Tensor:
+        """Return the gradient of a source's logits, [n, V]."""
+        compared = dict.fromkeys(name for name, output in pulls if output in DIVERGENCES)
+        if source == POLICY:
+            seen = [self._comparison(name, pulls) for name in compared]
+        else:
+            seen = [self._comparison(source, pulls).reversed()] if source in compared else []
+        return logit_gradient(
+            self.log_probs(source),
+            self._targets,
+            seen,
+            log_prob=pulls.get((source, "log_prob")),
+            entropy=pulls.get((source, "entropy")),
+            log_normalizer=pulls.get((source, "log_normalizer")),
+        )
+
+    def _comparison(self, source: str, pulls: Mapping[Output, Pull]) -> Comparison:
+        return Comparison(
+            log_p=self.log_probs(POLICY),
+            log_q=self.log_probs(source),
+            log_ratio=self.log_ratio(source),
+            outward=pulls.get((source, "reverse_kl")),
+            inward=pulls.get((source, "forward_kl")),
+            variation=pulls.get((source, "total_variation")),
+        )

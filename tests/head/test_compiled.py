@@ -1,0 +1,109 @@
+"""The compiled element-wise work against the dense definition.
+
+Compiling does not go through the run-time type checks that other tests have, so that these run in a process
+of their own, without them.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kedge.head import Head, reduce
+
+INSIDE = "KEDGE_TESTS_UNTYPED" in os.environ
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of the compiler itself
+inside = pytest.mark.skipif(not INSIDE, reason="runs inside test_in_a_process_without_type_checks")
+
+ALL = tuple(
+    f"{source}.{tensor}" for source in ("policy", "reference") for tensor in ("hidden", "weight", "bias")
+)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {"drift": 0.1},
+    "everything": {
+        "softcap": 3.0,
+        "scale": 0.6,
+        "temperature": 0.8,
+        "bias": True,
+        "padding": 3,
+        "train": ALL,
+        "masked": {"policy": [2], "reference": [2]},
+    },
+}
+
+
+@pytest.mark.skipif(INSIDE, reason="is the process without type checks")
+def test_in_a_process_without_type_checks() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"KEDGE_TESTS_UNTYPED": "1"}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert "5 passed" in done.stdout
+
+
+@inside
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_values_and_gradients(variant: str, make_case: Callable[..., Any]) -> None:
+    case = make_case(**VARIANTS[variant])
+    truth = case.score(backend="dense")
+    for call in (case.score, case.reduce):
+        for found, true in zip(call(backend="compiled", chunk_rows=4), truth, strict=True):
+            assert found.keys() == true.keys()
+            for name, value in true.items():
+                torch.testing.assert_close(found[name], value, rtol=1e-11, atol=1e-11, msg=name)
+
+
+@inside
+def test_float32_is_as_accurate_as_operation_by_operation(make_case: Callable[..., Any]) -> None:
+    truth = make_case(drift=0.01, tokens=501, seed=1).score(backend="dense")[0]
+    for backend in ("chunked", "compiled"):
+        found = make_case(drift=0.01, tokens=501, seed=1, dtype=torch.float32).score(backend=backend)[0]
+        for name, value in truth.items():
+            limit = 2e-3 if "kl" in name or "variation" in name else 1e-5
+            error = ((found[name] - value).abs() / value.abs()).max()
+            assert error < limit, (backend, name, error)
+
+
+@inside
+def test_other_numbers_of_rows_are_not_compiled_again(make_case: Callable[..., Any]) -> None:
+    case = make_case(rows=40)
+    for rows in (40, 7):  # from the second size on, any
+        case.score(["log_prob"], backend="compiled", chunk_rows=rows)
+    before = dict(torch._dynamo.utils.counters["stats"])
+    for rows in (6, 14, 22, 40):
+        case.score(["log_prob"], backend="compiled", chunk_rows=rows)
+    assert dict(torch._dynamo.utils.counters["stats"]) == before
+
+
+@inside
+def test_nothing_of_the_size_of_a_chunk_is_allocated_beside_it() -> None:
+    """The passes are fused: no [rows, V] intermediate. (A kernel is free to realise one; this one must not.)"""
+    generator = torch.Generator().manual_seed(0)
+    hidden, reference = torch.randn(2, 64, 8, generator=generator)
+    weight = torch.randn(5000, 8, generator=generator, requires_grad=True)
+
+    def call() -> None:
+        reduce(
+            hidden,
+            Head(weight),
+            torch.zeros(64, dtype=torch.int64),
+            lambda scores, rows: sum(values.sum() for values in scores.values()),
+            anchors={"reference": (reference, Head(weight.detach()))},
+            want={"log_prob", "entropy", "reference.reverse_kl"},
+            backend="compiled",
+        )[0].backward()
+
+    call()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        call()
+    largest = max(event.self_cpu_memory_usage for event in profile.key_averages())
+    buffers, gradient = 2 * 64 * 5000 * 4, 5000 * 8 * 4
+    assert largest <= buffers + gradient + 64 * 1024, largest
