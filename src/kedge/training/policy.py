@@ -127,8 +127,7 @@ class PolicyWork:
                 per_token,
                 anchors=self._anchors(batch, rows),
                 want=want,
-                temperature=self.scorer.temperature,
-                chunk_rows=self.stage.compute.head_chunk_rows,
+                **self.scorer.options,
             )
             torch.autograd.backward(value)
             total += float(value.detach())

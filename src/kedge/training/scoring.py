@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,6 +25,17 @@ class Scorer:
     temperature: float
     vocabulary: int | None
     """Rows of the head that are tokens; None: all."""
+    backend: str = "chunked"
+    """Of the head."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How the head is called."""
+        return {
+            "temperature": self.temperature,
+            "backend": self.backend,
+            "chunk_rows": self.compute.head_chunk_rows,
+        }
 
     def head(self, model: PreTrainedModel) -> Head:
         """Give a model's head, without the padding of its vocabulary."""
@@ -60,8 +72,7 @@ class Scorer:
             rollout.response_tokens,
             anchors=anchors,
             want=want,
-            temperature=self.temperature,
-            chunk_rows=self.compute.head_chunk_rows,
+            **self.options,
         )
 
 

@@ -85,8 +85,7 @@ class SftWork:
             lambda scores, rows: -scores["log_prob"].sum() / total,
             anchors={},
             want=SCORED,
-            temperature=1.0,
-            chunk_rows=self.stage.compute.head_chunk_rows,
+            **self.scorer.options,
         )
         torch.autograd.backward(loss)
         return float(loss.detach()), float(scores["entropy"].sum()) / total
@@ -123,7 +122,7 @@ class SftWork:
 
     def _held_out_sums(self, batch: ExampleBatch) -> tuple[float, float]:
         head = self.scorer.head(self.session.model)
-        scores = score(self._hidden(batch), head, batch.targets, want=SCORED)
+        scores = score(self._hidden(batch), head, batch.targets, want=SCORED, **self.scorer.options)
         return -float(scores["log_prob"].sum()), float(scores["entropy"].sum())
 
     def evaluation_due(self, step: int) -> bool:

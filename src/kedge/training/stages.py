@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from transformers import PreTrainedModel
 
-from kedge.models import enable_activation_checkpointing, fingerprint, usable_vocabulary
+from kedge.models import enable_activation_checkpointing, fingerprint, head_of, usable_vocabulary
 from kedge.objective import Adaptive, Budget, Controller, Fixed, caution
 from kedge.rollout import SamplingConfig
 from kedge.runs import RunDirectory, environment
+from kedge.training.backend import head_backend, policy_logits, sft_logits
 from kedge.training.collect import Collector
 from kedge.training.config import AdaptiveConfig, AnchorConfig, BudgetConfig, GrpoStage, SftStage
 from kedge.training.evaluation import PolicyEvaluator
@@ -69,7 +72,10 @@ def run_stage(
 def sft_work(stage: SftStage, session: Session, inputs: SftInputs) -> Work:
     """Put together what SFT does in a step."""
     vocabulary = usable_vocabulary(session.model, session.tokenizer)
-    return SftWork(session, stage, inputs.train, inputs.heldout, Scorer(stage.compute, 1.0, vocabulary))
+    tokens = head_of(session.model, vocabulary=vocabulary).tokens
+    backend = head_backend(stage.compute, sft_logits(stage, inputs.train, tokens), session.device)
+    scorer = Scorer(stage.compute, 1.0, vocabulary, backend)
+    return SftWork(session, stage, inputs.train, inputs.heldout, scorer)
 
 
 def policy_work(
@@ -81,6 +87,9 @@ def policy_work(
     if (warning := caution(stage.anchor.build())) is not None:
         _tell(session, f"warning: {warning}")
     vocabulary = usable_vocabulary(session.model, session.tokenizer)
+    tokens = head_of(session.model, vocabulary=vocabulary).tokens
+    backend = head_backend(stage.compute, policy_logits(stage, tokens), session.device)
+    scorer = Scorer(stage.compute, stage.rollout.temperature, vocabulary, backend)
     sampling = SamplingConfig(
         responses_per_prompt=stage.rollout.responses_per_prompt,
         max_new_tokens=stage.rollout.max_new_tokens,
@@ -91,7 +100,7 @@ def policy_work(
         session=session,
         stage=stage,
         reference=reference,
-        scorer=Scorer(stage.compute, stage.rollout.temperature, vocabulary),
+        scorer=scorer,
         collector=Collector(
             model=session.model,
             tokenizer=session.tokenizer,
@@ -105,7 +114,7 @@ def policy_work(
             precision=stage.compute.precision,
         ),
         controller=controller_of(stage.anchor),
-        evaluator=_evaluator(stage, session, inputs, reference, vocabulary),
+        evaluator=_evaluator(stage, session, inputs, reference, scorer),
     )
 
 
@@ -114,7 +123,7 @@ def _evaluator(
     session: Session,
     inputs: PolicyInputs,
     reference: PreTrainedModel,
-    vocabulary: int | None,
+    scorer: Scorer,
 ) -> PolicyEvaluator | None:
     config = stage.evaluation
     if config is None or inputs.heldout is None:
@@ -133,7 +142,7 @@ def _evaluator(
         prompts=inputs.heldout,
         rewards=inputs.heldout_rewards,
         sampling=sampling,
-        scorer=Scorer(stage.compute, config.temperature or 1.0, vocabulary),
+        scorer=replace(scorer, temperature=config.temperature or 1.0),
         seed=session.seed,
         log=session.run.log,
     )
