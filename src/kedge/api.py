@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from kedge.errors import KedgeError, UserError
+from kedge.errors import RunError, UserError
 from kedge.report import write_report
 from kedge.runs import RunDirectory, read_metrics, read_samples
 from kedge.runs.atomic import write_file
@@ -153,18 +154,13 @@ def _run_one(
     with RunDirectory.create(path, config, resume=resume, sinks=recipe.sinks) as run:
         try:
             run_stage(stage, inputs, materials, run, progress, interrupt)
-        except KedgeError as error:
-            run.log(_with_cause(error))
-            raise
         except Exception as error:
-            run.log(_with_cause(error))
+            run.log("".join(traceback.format_exception(error)))
+            if isinstance(error, RunError):
+                progress.say(
+                    f"details in {path / 'log.txt'}; go on from the last checkpoint with resume=true"
+                )
             raise
-
-
-def _with_cause(error: BaseException) -> str:
-    import traceback
-
-    return "".join(traceback.format_exception(error))
 
 
 def _recipe(config: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
