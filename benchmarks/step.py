@@ -170,10 +170,12 @@ def run_trl(shape: Shape, folder: Path) -> list[float]:
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,
+        model_init_kwargs={"dtype": "float32"},
     )
+    model_of(shape).save_pretrained(folder / "model")
     clock = Clock()
     trainer = GRPOTrainer(
-        model=model_of(shape),
+        model=str(folder / "model"),  # a path: the reference is loaded from it once more
         processing_class=tokenizer_of(shape.vocabulary),
         reward_funcs=reward,
         train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts_of(shape)]),
