@@ -20,7 +20,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 RETURNED = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
 """Unit roundoff of a dtype: what returning a gradient in it costs."""
 
-WORST = 16
+WORST = 8
 """The worst row, and the weight's gradient, may be as many times as far off as the median row."""
 
 
@@ -48,7 +48,7 @@ class Accuracy:
     """An output's errors in one setting, with what they may be.
 
     What is left of float32 is the rounding of the products: u·L in a logit, u being 2⁻²⁴ and L the largest. A KL
-    compares logits that differ by the drift, so that the same rounding is u·L/drift of it. ``limit`` is four times
+    compares logits that differ by the drift, so that the same rounding is u·L/drift of it. ``limit`` is eight times
     that. A gradient is also rounded once to the dtype in which it is returned; the inputs' dtype changes nothing else.
 
     Args:
@@ -155,7 +155,7 @@ def head_results(near: Near, device: torch.device, backend: str | None) -> dict[
 
 
 def _limit(shape: Shape, drift: float, output: str) -> float:
-    rounding = 4 * RETURNED[torch.float32] * shape.largest
+    rounding = 8 * RETURNED[torch.float32] * shape.largest
     return rounding / drift if output.endswith("kl") else rounding
 
 
