@@ -77,11 +77,25 @@ def _parser() -> argparse.ArgumentParser:
     certify = commands.add_parser(
         "certify",
         help="prove every KL value and gradient on this installation",
-        description="Compare every value and expected gradient of the anchor with enumeration.",
+        description="Compare every value and expected gradient of the anchor with enumeration; with --head, "
+        "the head in float32 and bfloat16 with float64.",
     )
     certify.add_argument("--device", default="cpu", help="a PyTorch device (default cpu)")
     certify.add_argument(
-        "--dtype", default="float64", choices=["float64", "float32", "bfloat16"], help="default float64"
+        "--dtype",
+        choices=["float64", "float32", "bfloat16"],
+        help="default float64; with --head: float32 and bfloat16, one after the other",
+    )
+    certify.add_argument(
+        "--head",
+        action="store_true",
+        help="the head's errors against float64 at real vocabulary sizes instead",
+    )
+    certify.add_argument(
+        "--backend",
+        nargs="+",
+        metavar="NAME",
+        help="with --head: which ways of the head; its default if left out",
     )
     certify.set_defaults(run=_certify)
     return parser
@@ -167,9 +181,36 @@ def _certify(options: argparse.Namespace) -> int:
     from kedge.certify import print_table, run
     from kedge.training.resources import DTYPES, device_named
 
-    claims = run(device=str(device_named(options.device)), dtype=DTYPES[options.dtype])
+    if options.head:
+        return _certify_head(options)
+    if options.backend:
+        raise UserError("--backend is a setting of `kedge certify --head`; give --head, or leave it out")
+    claims = run(device=str(device_named(options.device)), dtype=DTYPES[options.dtype or "float64"])
     print_table(claims)
     return 0 if all(claim.passed for claim in claims) else 1
+
+
+def _certify_head(options: argparse.Namespace) -> int:
+    from kedge.certify import HEAD_DTYPES, head_accuracy, print_accuracy
+    from kedge.head.backend import chosen_chunks
+    from kedge.training.resources import DTYPES, device_named
+
+    if options.dtype == "float64":
+        raise UserError("--head compares with float64; give --dtype float32 or bfloat16, or leave it out")
+    for name in options.backend or ():
+        try:
+            chosen_chunks(name, None, 1)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    found = list(
+        head_accuracy(
+            device_named(options.device),
+            options.backend or (None,),
+            [DTYPES[options.dtype]] if options.dtype else HEAD_DTYPES,
+        )
+    )
+    print_accuracy(found)
+    return 0 if all(each.passed for each in found) else 1
 
 
 if __name__ == "__main__":

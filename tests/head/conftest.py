@@ -105,7 +105,7 @@ def make_case() -> Callable[..., Case]:
             }
             if drift is not None and name != "policy":
                 for key, origin in (("hidden", "policy.hidden"), ("weight", "policy.weight")):
-                    tensors[key] = origins[origin] + drift * tensors[key]
+                    tensors[key] = origins[origin].detach() + drift * tensors[key]
             tensors["bias"][masked.get(name, [])] = -torch.inf
             origins.update({f"{name}.{key}": tensor for key, tensor in tensors.items()})
             tensors = {key: tensor.to(dtype) for key, tensor in tensors.items()}

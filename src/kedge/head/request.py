@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from kedge.head.sharded import gathered, refuse_sharded
 from kedge.head.types import Anchor, Head
 
 POLICY = "policy"
@@ -97,8 +98,10 @@ def make_request(
         raise ValueError(f"an anchor is named {POLICY!r}, as the policy itself is; give it another name")
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0")
-    sources = {POLICY: Anchor(hidden, head), **given}
     wanted = _read_want(want, given)
+    sources = {
+        name: Anchor(rows, gathered(each)) for name, (rows, each) in {POLICY: (hidden, head), **given}.items()
+    }
     for name, source in sources.items():
         _check_source(name, source, sources[POLICY])
     _check_targets(targets, hidden.shape[0], head.tokens)
@@ -130,6 +133,7 @@ def _read_want(want: Collection[str], anchors: Iterable[str]) -> tuple[Output, .
 
 def _check_source(name: str, source: Anchor, policy: Anchor) -> None:
     hidden, head = source
+    refuse_sharded(name, hidden)
     if hidden.ndim != 2 or hidden.shape[1] != head.weight.shape[1]:
         raise ValueError(
             f"{name!r} has hidden states of shape {tuple(hidden.shape)} and a head of shape "
