@@ -44,18 +44,20 @@ SWEEPS = {
         "N": [f"{rows},2048,151936" for rows in (2048, 4096, 8192, 16384)],
         "V": [f"8192,2048,{tokens}" for tokens in (32000, 64000, 128000, 256000)],
     },
-    "quick": {"N": ["32,32,500", "64,32,500"], "V": ["64,32,500", "64,32,1000"]},
+    "quick": {"N": ["64,32,500", "128,32,500"], "V": ["64,32,500", "64,32,1000"]},
 }
 NO_COMPILER = "left out by --no-compile"
 
 console = Console(width=None if sys.stdout.isatty() else 180)
-progress = Console(stderr=True, highlight=False)
 
 
 def say(text: str) -> None:
-    """Tell on standard error what is being done: a line that the next one overwrites, on a terminal."""
-    if progress.is_terminal:
-        progress.print(f"\r\x1b[2K{text[: progress.width - 1]}", end="")
+    """Tell on standard error what is being done; on a terminal the next line takes this one's place."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[2K{text[:100]}")
+    else:
+        sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 def main() -> int:

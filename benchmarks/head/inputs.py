@@ -51,7 +51,8 @@ class Inputs:
         return self.advantages.repeat_interleave(self.size.rows // RESPONSES)
 
     def first(self, rows: int) -> Inputs:
-        """Return the first rows with the same weights, whose memory is shared."""
+        """Return the first rows, at most as many as there are, with the same weights, whose memory is shared."""
+        rows = min(rows, self.size.rows)
         hidden = self.hidden.detach()[:rows].clone().requires_grad_()
         return replace(
             self,

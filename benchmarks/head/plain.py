@@ -49,9 +49,9 @@ def sampled_step(task: str, inputs: Inputs, *, selected: Selected) -> Step:
         if task == SAMPLED:
             with torch.no_grad():
                 logits = inputs.reference_hidden @ inputs.reference_weight.T
-                scores["reference.log_prob"] = selected(logits, inputs.targets).to(_wide(inputs))
+                scores["reference.log_prob"] = _wide(selected(logits, inputs.targets))
                 del logits
-        scores["log_prob"] = selected(inputs.hidden @ inputs.weight.T, inputs.targets).to(_wide(inputs))
+        scores["log_prob"] = _wide(selected(inputs.hidden @ inputs.weight.T, inputs.targets))
         return _finish(task, scores, inputs)
 
     return step
@@ -59,20 +59,23 @@ def sampled_step(task: str, inputs: Inputs, *, selected: Selected) -> Step:
 
 def exact_step(inputs: Inputs, *, compiles: bool) -> Step:
     scores_of = _compiled(_exact_scores) if compiles else _exact_scores
+    reference = (inputs.reference_hidden, inputs.reference_weight)
 
     def step() -> Tensor:
-        with torch.no_grad():
-            reference = (inputs.reference_hidden @ inputs.reference_weight.T).to(_wide(inputs))
-        logits = (inputs.hidden @ inputs.weight.T).to(_wide(inputs))
-        log_prob, entropy, divergence = scores_of(logits, reference, inputs.targets)
-        scores = {"log_prob": log_prob, "entropy": entropy, "reference.reverse_kl": divergence}
-        return _finish(EXACT, scores, inputs)
+        scores = scores_of(inputs.hidden, inputs.weight, *reference, inputs.targets)
+        names = ("log_prob", "entropy", "reference.reverse_kl")
+        return _finish(EXACT, dict(zip(names, scores, strict=True)), inputs)
 
     return step
 
 
-def _exact_scores(logits: Tensor, reference: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    log_p, log_q = logits.log_softmax(-1), reference.log_softmax(-1)
+def _exact_scores(
+    hidden: Tensor, weight: Tensor, reference_hidden: Tensor, reference_weight: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keep no logits beside their log-probabilities: the least that can be written plainly."""
+    with torch.no_grad():
+        log_q = _wide(reference_hidden @ reference_weight.T).log_softmax(-1)
+    log_p = _wide(hidden @ weight.T).log_softmax(-1)
     p = log_p.exp()
     chosen = log_p.gather(-1, targets[:, None]).squeeze(-1)
     return chosen, -(p * log_p).sum(-1), (p * (log_p - log_q)).sum(-1)
@@ -90,8 +93,7 @@ def cross_entropy_step(inputs: Inputs, *, compiles: bool) -> Step:
 
 
 def _mean_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    logits = hidden @ weight.T
-    return functional.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), targets)
+    return functional.cross_entropy(_wide(hidden @ weight.T), targets)
 
 
 def _linear_cross_entropy() -> Iterator[Contender | Absent]:
@@ -128,5 +130,5 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return made
 
 
-def _wide(inputs: Inputs) -> torch.dtype:
-    return torch.float64 if inputs.hidden.dtype == torch.float64 else torch.float32
+def _wide(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
