@@ -32,13 +32,13 @@ acceptance: $(BIN)/.made  ## what is too long for every run: many kills, many se
 PEERS_VENV := .venv-peers
 BENCH_VENV := $(if $(filter 1,$(PEERS)),$(PEERS_VENV),$(VENV))
 
-$(PEERS_VENV)/.made: pyproject.toml constraints.txt benchmarks/peers.txt
+$(PEERS_VENV)/bin/.made: pyproject.toml constraints.txt benchmarks/peers.txt
 	$(PYTHON) -m venv $(PEERS_VENV)
 	$(PEERS_VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(PEERS_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . -r benchmarks/peers.txt
 	touch $@
 
-bench-head: $(BENCH_VENV)/.made  ## the head beside its bare matrix products and its peers; exit status 1 where a goal falls short
+bench-head: $(BENCH_VENV)/bin/.made  ## the head beside its bare matrix products and its peers; exit status 1 where a goal falls short
 	$(BENCH_VENV)/bin/python -m benchmarks.head $(ARGS)
 
 clean:

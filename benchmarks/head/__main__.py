@@ -101,6 +101,7 @@ def read_options() -> argparse.Namespace:
     add("--quick", action="store_true", help="tiny sizes; no goal but those given; no file but the one given")
     add("--no-compile", action="store_true", help="leave out what uses torch's compiler")
     add("--no-scaling", action="store_true", help="leave out the sweeps over N and V")
+    add("--no-memory", action="store_true", help="leave out the peaks of memory")
     add("--goal", nargs="+", type=_goal, default=[], metavar="NAME=LIMIT", help=", ".join(LIMITS))
     add("--output", type=Path, help="the JSON; benchmarks/results/head-DEVICE.json if not given")
     add("--memory", metavar="CONTENDER", help="only print the peak of one contender on a CPU")
@@ -136,12 +137,12 @@ def measure(size: Size, device: torch.device, dtype: torch.dtype, options: argpa
     entrants, absent = enter(contenders(size, options), inputs, say)
     race(entrants, inputs, options.budget, say)
     result = Result(size, dtype.itemsize, [Row.of(each) for each in entrants], list(dict.fromkeys(absent)))
-    if device.type == "cuda":
+    if device.type == "cuda" and not options.no_memory:
         for row, entrant in zip(result.rows, entrants, strict=True):
             row.peak = peak_on_gpu(entrant.step, inputs)
     del entrants, inputs
     gc.collect()
-    if device.type == "cpu":
+    if device.type == "cpu" and not options.no_memory:
         for row in _rows_with_memory(result, options):
             say(f"memory of {row.contender.name}")
             row.peak = peak_in_a_process(row.contender.name, size, options.threads)
@@ -178,10 +179,11 @@ def _sweeps(options: argparse.Namespace, device: torch.device, dtype: torch.dtyp
         own = [each for each in chosen if each.family == f"{REDUCE} {backend}" and each.default]
         return own + [each for each in chosen if each.family == DENSE]
 
+    with_memory = not (options.quick or options.no_memory)
     points: list[Point] = []
     for along, texts in options.sweeps.items():
         sizes = [Size.read(text) for text in texts]
-        points += sweep(along, sizes, contenders_of, device, dtype, with_memory=not options.quick, say=say)
+        points += sweep(along, sizes, contenders_of, device, dtype, with_memory=with_memory, say=say)
     return points
 
 
