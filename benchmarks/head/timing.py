@@ -82,7 +82,7 @@ def warm(
     if truth is None or contender.side == FLOOR:
         return None
     pairs = zip(found, truth(contender.task), strict=True)
-    return max(float((each.double() - true).norm() / true.norm()) for each, true in pairs)
+    return max(float((each.float() - true).norm() / true.norm()) for each, true in pairs)
 
 
 def _truth(task: str, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -93,7 +93,7 @@ def _truth(task: str, inputs: Inputs) -> tuple[Tensor, ...]:
         plain.cross_entropy_step(few, compiles=False)()
     else:
         plain.sampled_step(task, few, selected=plain.by_log_softmax)()
-    return few.hidden.grad, few.weight.grad
+    return few.hidden.grad.float(), few.weight.grad.float()
 
 
 def race(entrants: list[Entrant], inputs: Inputs, budget: float, say: Callable[[str], None]) -> None:
