@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The CPU build of torch, so that nothing draws gigabytes of CUDA packages; README says how to install for a GPU.
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: demo test lint acceptance clean
+.PHONY: demo test lint acceptance bench-head bench-step clean
 
 $(BIN)/.made: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,5 +28,21 @@ lint: $(BIN)/.made  ## style, types
 acceptance: $(BIN)/.made  ## what is too long for every run: many kills, many seeds
 	$(BIN)/python -m pytest -m acceptance --timeout 7200
 
+# The benchmark's peers live in an environment of their own: PEERS=1 make bench-head
+PEERS_VENV := .venv-peers
+BENCH_VENV := $(if $(filter 1,$(PEERS)),$(PEERS_VENV),$(VENV))
+
+$(PEERS_VENV)/bin/.made: pyproject.toml constraints.txt benchmarks/peers.txt
+	$(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(PEERS_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . -r benchmarks/peers.txt
+	touch $@
+
+bench-head: $(BENCH_VENV)/bin/.made  ## the head beside its bare matrix products and its peers; exit status 1 where a goal falls short
+	$(BENCH_VENV)/bin/python -m benchmarks.head $(ARGS)
+
+bench-step: $(BENCH_VENV)/bin/.made  ## a whole GRPO step beside TRL's; exit status 1 where a goal falls short
+	$(BENCH_VENV)/bin/python benchmarks/step.py $(ARGS)
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(PEERS_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
