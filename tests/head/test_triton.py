@@ -106,7 +106,7 @@ def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_values_and_gradients(variant: str, make_case: Callable[..., Any]) -> None:
-    case = make_case(**({"rows": 5, "tokens": 37} | VARIANTS[variant]))
+    case = make_case(**({"rows": 4, "tokens": 20} | VARIANTS[variant]))
     truth = case.score(backend="dense")
     found = moved(case).score(backend="triton", chunk_rows=3)
     for each, true in zip(found, truth, strict=True):
@@ -115,7 +115,7 @@ def test_values_and_gradients(variant: str, make_case: Callable[..., Any]) -> No
 
 @pytest.mark.usefixtures("tiles")
 def test_reduce(make_case: Callable[..., Any]) -> None:
-    case = make_case(rows=5, tokens=37, **VARIANTS["everything"])
+    case = make_case(rows=3, tokens=20, **VARIANTS["everything"])
     for each, true in zip(moved(case).reduce(backend="triton"), case.score(backend="dense"), strict=True):
         assert_near(each, true)
 
@@ -124,7 +124,7 @@ def test_reduce(make_case: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("output", range(7))
 def test_each_output_alone(output: int, make_case: Callable[..., Any]) -> None:
     """Every output is compiled for itself; a term of another must not be missed."""
-    case = make_case(rows=3, tokens=20, train=ALL)
+    case = make_case(rows=2, tokens=20, train=ALL)
     want = [case.outputs[output]]
     found = moved(case).score(want, backend="triton")
     for each, true in zip(found, case.score(want, backend="dense"), strict=True):
@@ -143,19 +143,19 @@ def test_the_tile_that_is_used(make_case: Callable[..., Any]) -> None:
 def test_as_accurate_as_operation_by_operation(drift: float) -> None:
     """Heads that only hand on their logits, so that what is seen is no rounding of products."""
     generator = torch.Generator().manual_seed(0)
-    p = 3 * torch.randn(4, 100, generator=generator)
-    q = p + drift * torch.randn(4, 100, generator=generator)
+    p = 3 * torch.randn(3, 40, generator=generator)
+    q = p + drift * torch.randn(3, 40, generator=generator)
     p[0], q[0] = p[0] + 100, q[0] + 100.5  # far from 0
-    p[1, 50], q[1, 50] = 14.0, 14.0 + drift  # peaked
+    p[1, 30], q[1, 30] = 14.0, 14.0 + drift  # peaked
     kinds = [f"reference.{kind}" for kind in ("reverse_kl", "forward_kl", "total_variation")]
 
     def call(name: str, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-        head = Head(torch.eye(100, dtype=dtype, device=device))
+        head = Head(torch.eye(40, dtype=dtype, device=device))
         hidden, anchor = (each.to(device=device, dtype=dtype) for each in (p, q))
         found = score(
             hidden.requires_grad_(),
             head,
-            torch.zeros(4, dtype=torch.int64, device=device),
+            torch.zeros(3, dtype=torch.int64, device=device),
             anchors={"reference": (anchor, head)},
             want=["log_prob", "entropy", *kinds],
             backend=name,
@@ -170,9 +170,7 @@ def test_as_accurate_as_operation_by_operation(drift: float) -> None:
     kernels, plain = call("triton", torch.float32, DEVICE), call("chunked", torch.float32, "cpu")
     for name, true in truth.items():
         error, usual = ((found[name] - true).norm() / true.norm() for found in (kernels, plain))
-        digit = (
-            1e-7 / drift if name.startswith("d reference") else 3e-7
-        )  # the last one of a normaliser, over x
+        digit = 1e-7 / drift if "reference" in name else 3e-7  # the last one of a normaliser, over x
         assert error < 3 * usual + digit, (name, error, usual)
 
 
