@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import subprocess
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from kedge.head import Anchor, Head, backend, score, triton_runner
 
-pytest.importorskip("triton")
-from kedge.head import triton_rows
+triton = pytest.importorskip("triton")
+tl = pytest.importorskip("triton.language")
+triton_rows = pytest.importorskip("kedge.head.triton_rows")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -206,69 +208,94 @@ def test_float64_is_not_rounded(make_case: Callable[..., Any]) -> None:
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="reads addresses of this process")
-def test_rows_start_where_64_bits_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two rows 2³¹ + 8 logits apart, in memory of which only the pages that are touched exist.
+def test_rows_start_where_64_bits_say() -> None:
+    """Rows 2³⁰ + 4 logits apart, the third 2³¹ + 8 behind the first, in memory whose untouched pages do not exist.
 
-    A start counted in 32 bits would be 2³¹ − 8 logits before the first row: in the same memory, so that the
+    Its start counted in 32 bits would be 2³¹ − 8 logits before the first row: in the same memory, so that the
     test fails instead of the process.
     """
-    apart, tokens, middle = 2**31 + 8, 20, 2**31
+    apart, tokens, middle = 2**30 + 4, 20, 2**31
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
     try:
         memory = mmap.mmap(-1, 4 * (2 * 2**31 + 4096), flags=flags)
     except OSError as error:
         pytest.skip(f"no room in the address space: {error}")
-    first, second, wrong = (
+    *places, wrong = (
         torch.frombuffer(memory, dtype=torch.float32, count=tokens, offset=4 * start)
-        for start in (middle, middle + apart, middle + apart - 2**32)
+        for start in (*(middle + row * apart for row in range(3)), middle + 2 * apart - 2**32)
     )
-    rows = 3 * torch.randn(2, tokens, generator=torch.Generator().manual_seed(0))
-    anchor = rows + 1
-    targets, maximum, log_sum, log_prob, kl = torch.tensor([3, 4]), *torch.zeros(4, 2).unbind()
-    normal = rows.logsumexp(-1), torch.zeros(2)  # what to subtract, in two parts
+    rows = 3 * torch.randn(3, tokens, generator=torch.Generator().manual_seed(0))
+    far = places[0]  # where the kernels are told that the rows begin
+    targets, maximum, log_sum, log_prob, kl = torch.tensor([3, 4, 5]), *torch.zeros(4, 3).unbind()
+    normal = rows.logsumexp(-1), torch.zeros(3)  # what to subtract, in two parts
+    one = torch.ones(3)
 
     def put(values: Tensor) -> None:
-        first.copy_(values[0])
-        second.copy_(values[1])
+        for place, row in zip(places, values, strict=True):
+            place.copy_(row)
 
     def held() -> Tensor:
         assert not wrong.any()
-        return torch.stack([first, second])
+        return torch.stack(places)
 
     put(rows / 2)
-    triton_rows.score_rows[(2,)](
-        first, apart, None, targets, maximum, log_sum, log_prob, None, tokens, 1.0, 2.0,
+    triton_rows.score_rows[(3,)](
+        far, apart, None, targets, maximum, log_sum, log_prob, None, tokens, 1.0, 2.0,
         CAPPED=False, WRITE=True, BLOCK=32,
     )  # fmt: skip
     torch.testing.assert_close(held(), rows, rtol=0, atol=0)
-    torch.testing.assert_close(log_prob, rows.log_softmax(-1)[[0, 1], targets])
+    torch.testing.assert_close(log_prob, rows.log_softmax(-1)[range(3), targets])
 
-    other, others = (first, apart), (anchor, tokens)  # each of both distributions is once the one far apart
-    for (p, p_stride), (q, q_stride) in ((other, others), (others, other)):
-        triton_rows.compare_rows[(2,)](
-            p, q, p_stride, q_stride, *normal, *normal, kl, None, None, tokens, BLOCK=32
-        )
-        sign = 1 if p is first else -1
-        expected = (rows if p is first else anchor) - normal[0][:, None]
-        terms = expected.exp() * (torch.expm1(torch.tensor(1.0 * sign)) - sign)
-        torch.testing.assert_close(kl, terms.sum(-1))
+    for p, q in ((far, rows), (rows, far)):
+        triton_rows.compare_rows[(3,)](
+            p, q, *(apart if each is far else tokens for each in (p, q)), *normal, *normal,
+            kl.fill_(1.0), None, None, tokens, BLOCK=32,
+        )  # fmt: skip
+        torch.testing.assert_close(kl, torch.zeros(3), rtol=0, atol=0)
 
-    gradient, one = torch.zeros(2, tokens), torch.ones(2)
+    truth = rows.softmax(-1)
+    truth[range(3), targets] += 1
+    near = torch.zeros(3, tokens)
     for p, q, p_to, q_to in (
-        (first, anchor, gradient, None),
-        (anchor, first, None, gradient),
-        (rows, anchor, first, None),
-        (anchor, rows, None, first),
+        (far, rows, near, None),
+        (rows, far, None, near),
+        (rows, rows, far, None),
+        (rows, rows, None, far),
     ):
-        triton_rows.pull_rows[(2,)](
-            p, q, p_to, q_to, *(apart if each is first else tokens for each in (p, q, p_to, q_to)),
+        put(rows)
+        triton_rows.pull_rows[(3,)](
+            p, q, p_to, q_to, *(apart if each is far else tokens for each in (p, q, p_to, q_to)),
             *normal, *normal, targets, one, None, one, one, one, None, None, None,
             tokens, 1.0, 1.0, 1.0, 1.0, P_CAPPED=False, Q_CAPPED=False, ADD=False, BLOCK=32,
         )  # fmt: skip
-        truth = rows.softmax(-1)
-        truth[[0, 1], targets] += 1
-        torch.testing.assert_close(held() if p_to is first or q_to is first else gradient, truth)
-        put(rows)
+        torch.testing.assert_close(held() if p_to is far or q_to is far else near, truth)
+        near.zero_()
+
+
+# --- functions -----------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _apply(source, expm1, log1p, tanh, series, BLOCK: tl.constexpr):
+    columns = tl.arange(0, BLOCK)
+    x = tl.load(source + columns)
+    tl.store(expm1 + columns, triton_rows._expm1(-tl.abs(x)))
+    tl.store(log1p + columns, triton_rows._log1p(tl.abs(x)))
+    tl.store(tanh + columns, triton_rows._tanh(x))
+    tl.store(series + columns, triton_rows._series(x / 64))
+
+
+def test_functions_keep_all_digits() -> None:
+    """expm1, log1p and tanh at every size, φ's series where it is used."""
+    sizes = torch.logspace(-8, 1.2, 32, dtype=torch.float64)
+    x = torch.cat([sizes, -sizes]).float().to(DEVICE)
+    made = torch.zeros(4, 64, device=DEVICE)
+    _apply[(1,)](x, *made.unbind(), BLOCK=64)
+    true = x.double()
+    near = (x / 64).double()
+    powers = sum(near**k / math.factorial(k) for k in range(2, 12))
+    truth = torch.stack([torch.expm1(-true.abs()), torch.log1p(true.abs()), torch.tanh(true), powers])
+    torch.testing.assert_close(made.double(), truth, rtol=5e-7, atol=0)
 
 
 # --- compiled for a GPU, without one -------------------------------------------------------------------
