@@ -192,19 +192,20 @@ def _certify(options: argparse.Namespace) -> int:
 
 def _certify_head(options: argparse.Namespace) -> int:
     from kedge.certify import HEAD_DTYPES, head_accuracy, print_accuracy
-    from kedge.head.backend import chosen_chunks
+    from kedge.head.backend import chosen_runner
     from kedge.training.resources import DTYPES, device_named
 
     if options.dtype == "float64":
         raise UserError("--head compares with float64; give --dtype float32 or bfloat16, or leave it out")
+    device = device_named(options.device)
     for name in options.backend or ():
         try:
-            chosen_chunks(name, None, 1)
+            chosen_runner(name, device)
         except ValueError as error:
             raise UserError(str(error)) from None
     found = list(
         head_accuracy(
-            device_named(options.device),
+            device,
             options.backend or (None,),
             [DTYPES[options.dtype]] if options.dtype else HEAD_DTYPES,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor
 
 from kedge.head import ANCHOR_OUTPUTS, POLICY_OUTPUTS, Anchor, Head, reduce, score
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton looks when it meets a kernel
 
 Found = tuple[dict[str, Tensor], dict[str, Tensor | None]]
 

@@ -242,7 +242,7 @@ def test_refusals_say_what_is_wrong() -> None:
     refuse(
         "'a' has 2 hidden states, the policy 3", anchors={"a": (torch.zeros(2, 2), Head(torch.zeros(6, 2)))}
     )
-    refuse("backend is 'triton'; it must be one of: chunked, compiled, dense", backend="triton")
+    refuse("backend is 'cuda'; it must be one of: auto, chunked, compiled, triton, dense", backend="cuda")
     refuse("chunk_rows is 0", chunk_rows=0)
     refuse("chunk_rows is 4, but the dense backend", chunk_rows=4, backend="dense")
 

@@ -1,6 +1,7 @@
 """Log-probability, entropy and exact KL through a head, without the [tokens, vocabulary] matrix."""
 
 from kedge.head.backend import default_chunk_rows
+from kedge.head.logits import score_logits
 from kedge.head.reduce import reduce
 from kedge.head.request import ANCHOR_OUTPUTS, POLICY_OUTPUTS
 from kedge.head.score import score
@@ -15,4 +16,5 @@ __all__ = [
     "default_chunk_rows",
     "reduce",
     "score",
+    "score_logits",
 ]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from kedge.head.runner import COMPILED, EAGER, Runner
+import torch
 
-RUNNERS = {"chunked": EAGER, "compiled": COMPILED}
-BACKENDS = (*RUNNERS, "dense")
+from kedge.head.runner import COMPILED, EAGER, Runner
+from kedge.head.triton_runner import TRITON, installed, refusal
+
+RUNNERS = {"chunked": EAGER, "compiled": COMPILED, "triton": TRITON}
+BACKENDS = ("auto", *RUNNERS, "dense")
 
 
 class Chunks(NamedTuple):
@@ -17,29 +20,48 @@ class Chunks(NamedTuple):
     runner: Runner
 
 
-def default_chunk_rows(tokens: int) -> int:
-    """How many rows a chunk has: those of about 2²⁴ logits, 128 at least, 4,096 at most.
+def default_chunk_rows(tokens: int, device: str = "cpu") -> int:
+    """How many rows a chunk has: those of about 2²⁴ logits, on a GPU 2²⁶; 128 at least, 4,096 at most.
 
-    It follows from the size of the vocabulary alone, so that equal calls give equal bits.
+    It follows from the vocabulary and the type of device alone, so that equal calls give equal bits. On a GPU
+    a product of few rows takes as long as reading the weight.
 
     >>> [default_chunk_rows(tokens) for tokens in (54, 32_000, 151_936)]
     [4096, 512, 128]
+    >>> [default_chunk_rows(tokens, "cuda") for tokens in (54, 32_000, 151_936)]
+    [4096, 2048, 384]
     """
-    return min(4096, max(128, 2**24 // tokens // 64 * 64))
+    logits = 2**26 if device == "cuda" else 2**24
+    return min(4096, max(128, logits // tokens // 64 * 64))
 
 
-def chosen_chunks(backend: str, chunk_rows: int | None, tokens: int) -> Chunks | None:
-    """Give rows and runner of a chunked backend, None for the dense one.
+def chosen_runner(backend: str, device: torch.device) -> Runner | None:
+    """Give the runner of a chunked backend, None for the dense one.
 
     Raises:
-        ValueError: for an unknown backend, rows below 1, or rows given to the dense backend.
+        ValueError: for an unknown backend, or one that cannot run on the device.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; it must be one of: {', '.join(BACKENDS)}")
-    if backend == "dense":
+    if backend == "auto":
+        backend = "triton" if device.type == "cuda" and installed() else "chunked"
+    reason = refusal(device) if backend == "triton" else None
+    if reason is not None:
+        raise ValueError(reason)
+    return RUNNERS.get(backend)
+
+
+def chosen_chunks(backend: str, chunk_rows: int | None, tokens: int, device: torch.device) -> Chunks | None:
+    """Give rows and runner of a chunked backend, None for the dense one.
+
+    Raises:
+        ValueError: as ``chosen_runner`` does; for rows below 1, or rows given to the dense backend.
+    """
+    runner = chosen_runner(backend, device)
+    if runner is None:
         if chunk_rows is not None:
             raise ValueError(f"chunk_rows is {chunk_rows}, but the dense backend has no chunks; leave it out")
         return None
     if chunk_rows is not None and chunk_rows < 1:
         raise ValueError(f"chunk_rows is {chunk_rows}; it must be 1 at least")
-    return Chunks(default_chunk_rows(tokens) if chunk_rows is None else chunk_rows, RUNNERS[backend])
+    return Chunks(default_chunk_rows(tokens, device.type) if chunk_rows is None else chunk_rows, runner)

@@ -23,7 +23,7 @@ def reduce(
     anchors: Mapping[str, tuple[Tensor, Head]] | None = None,
     want: Collection[str],
     temperature: float = 1.0,
-    backend: str = "chunked",
+    backend: str = "auto",
     chunk_rows: int | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, " N"]]]:
     """Sum a loss over tokens, chunk by chunk, and make its gradients on the way.
@@ -66,7 +66,7 @@ def reduce(
     [-0.875, 0.125, 0.125, 0.125]
     """
     request = make_request(hidden, head, targets, anchors, want, temperature)
-    chunks = chosen_chunks(backend, chunk_rows, head.tokens)
+    chunks = chosen_chunks(backend, chunk_rows, head.tokens, hidden.device)
     loss, scores = (
         dense_loss(request, per_token) if chunks is None else chunked_loss(request, per_token, *chunks)
     )

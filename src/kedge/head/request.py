@@ -98,13 +98,13 @@ def make_request(
         raise ValueError(f"an anchor is named {POLICY!r}, as the policy itself is; give it another name")
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0")
-    wanted = _read_want(want, given)
+    wanted = read_want(want, given)
     sources = {
         name: Anchor(rows, gathered(each)) for name, (rows, each) in {POLICY: (hidden, head), **given}.items()
     }
     for name, source in sources.items():
         _check_source(name, source, sources[POLICY])
-    _check_targets(targets, hidden.shape[0], head.tokens)
+    check_targets(targets, hidden.shape[0], head.tokens)
     doubles = (
         tensor.dtype == torch.float64 for source in sources.values() for tensor in source_tensors(source)
     )
@@ -121,7 +121,12 @@ def checked_loss(loss: Tensor) -> Tensor:
     return loss
 
 
-def _read_want(want: Collection[str], anchors: Iterable[str]) -> tuple[Output, ...]:
+def read_want(want: Collection[str], anchors: Iterable[str]) -> tuple[Output, ...]:
+    """Return the outputs that are meant, in a fixed order.
+
+    Raises:
+        ValueError: for an unknown name, listing those that the anchors make known.
+    """
     own = [(POLICY, output) for output in POLICY_OUTPUTS]
     known = own + [(anchor, output) for anchor in anchors for output in ANCHOR_OUTPUTS]
     names = [public_name(output) for output in known]
@@ -151,7 +156,12 @@ def _check_source(name: str, source: Anchor, policy: Anchor) -> None:
         )
 
 
-def _check_targets(targets: Tensor, rows: int, tokens: int) -> None:
+def check_targets(targets: Tensor, rows: int, tokens: int) -> None:
+    """Refuse targets that do not fit.
+
+    Raises:
+        ValueError: if there are not as many as rows or, on a CPU, one is not in the vocabulary.
+    """
     if targets.shape != (rows,):
         raise ValueError(f"targets have shape {tuple(targets.shape)}; there are {rows} hidden states")
     if targets.device.type == "cpu" and rows > 0:  # on other devices the look would wait for them

@@ -22,7 +22,7 @@ def score(
     anchors: Mapping[str, tuple[Tensor, Head]] | None = None,
     want: Collection[str],
     temperature: float = 1.0,
-    backend: str = "chunked",
+    backend: str = "auto",
     chunk_rows: int | None = None,
 ) -> dict[str, Float[Tensor, " N"]]:
     """Score each token through the head, and compare the policy with its anchors over the whole vocabulary.
@@ -48,6 +48,8 @@ def score(
         backend: "chunked" holds the logits of one chunk at a time, and makes them a second time in backward;
             "compiled" does the same with its element-wise work fused by torch's compiler, which is faster from
             some ten seconds of work on (the first call of each kind compiles);
+            "triton" with kernels for NVIDIA GPUs (float64 inputs run as "chunked");
+            "auto" is "triton" on such a device where Triton is installed, "chunked" elsewhere;
             "dense" is the definition, for small sizes.
         chunk_rows: the most rows in a chunk; None follows from the size of the vocabulary.
 
@@ -56,8 +58,8 @@ def score(
         input is, else float32.
 
     Raises:
-        ValueError: for unknown names, sizes that do not fit, a temperature not above 0, and, on CPU, targets
-            that are not in the vocabulary.
+        ValueError: for unknown names, sizes that do not fit, a temperature not above 0, a backend that the
+            device or the installation lacks, and, on CPU, targets that are not in the vocabulary.
 
     Source: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2024, arXiv 2411.09009, for
     the log-probability without the matrix; the divergences are those of ``kedge.divergence``.
@@ -77,6 +79,6 @@ def score(
     [0.0, 0.0]
     """
     request = make_request(hidden, head, targets, anchors, want, temperature)
-    chunks = chosen_chunks(backend, chunk_rows, head.tokens)
+    chunks = chosen_chunks(backend, chunk_rows, head.tokens, hidden.device)
     scores = dense_scores(request) if chunks is None else chunked_scores(request, *chunks)
     return {public_name(output): values for output, values in scores.items()}

@@ -13,7 +13,7 @@ COMPILING_PAYS = 10**10
 
 
 def head_backend(compute: ComputeConfig, logits: float | int, device: torch.device) -> str:
-    """Choose by what the recipe says, else by the work ahead: the same recipe chooses the same again.
+    """Choose by what the recipe says, on a CPU else by the work ahead: the same recipe chooses the same again.
 
     Args:
         compute: the stage's section.
@@ -23,6 +23,8 @@ def head_backend(compute: ComputeConfig, logits: float | int, device: torch.devi
     Raises:
         UserError: ``compile_head: true`` on a CPU without a C++ compiler.
     """
+    if device.type != "cpu" and compute.compile_head is None:
+        return "auto"
     wanted = compute.compile_head if compute.compile_head is not None else logits >= COMPILING_PAYS
     if not wanted:
         return "chunked"

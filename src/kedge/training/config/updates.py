@@ -58,6 +58,7 @@ class ComputeConfig(Section):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile_head: bool | None = None
     """Fuse the head's element-wise work by torch's compiler (on a CPU it needs a C++ compiler), which takes some ten
-    seconds at the start; when left out, where the stage makes more than ten billion logits."""
+    seconds at the start; when left out, on a CPU where the stage makes more than ten billion logits. GPUs have kernels
+    of their own, which true replaces."""
     head_chunk_rows: Positive | None = None
     """Rows of logits that exist at a time; chosen by shape when left out."""

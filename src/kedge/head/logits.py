@@ -1,0 +1,196 @@
+"""Per-token scores of logits that a caller already holds, differentiable, for any loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kedge.divergence import Normalizer, finite
+from kedge.head import elementwise, triton_runner
+from kedge.head.backend import chosen_runner
+from kedge.head.elementwise import Normalizers, Plan, Transform
+from kedge.head.gradients import Pull
+from kedge.head.request import DIVERGENCES, POLICY, Output, check_targets, public_name, read_want
+from kedge.head.runner import EAGER, Runner
+
+_AS_THEY_ARE = Transform(scale=1.0, softcap=None, temperature=1.0)
+
+
+def score_logits(
+    logits: Float[Tensor, "N V"],
+    targets: Int[Tensor, " N"],
+    *,
+    anchors: Mapping[str, Float[Tensor, "N V"]] | None = None,
+    want: Collection[str],
+    backend: str = "auto",
+) -> dict[str, Float[Tensor, " N"]]:
+    """Score each token by its logits, and compare the policy with its anchors over the whole vocabulary.
+
+        log_prob = l_a − log Σ e^l, …: the outputs of ``score``, of logits l as they are
+
+    A logit of −∞ masks its entry. Half precision is read as float32; what was lost by rounding logits to it, a
+    small KL above all, stays lost (``score`` never rounds them). The logits are neither written to nor, by the
+    Triton kernels, copied; backward allocates the gradients only.
+
+    Args:
+        logits: the policy's, [N, V], final: divide them by a temperature before.
+        targets: the tokens, Int[N].
+        anchors: name → logits [N, V] of the same tokens.
+        want: names of outputs, as in ``score``.
+        backend: "triton" runs kernels for NVIDIA GPUs (float64, and rows that are not dense, run as "chunked");
+            "chunked" runs torch's operations, on a CPU over a few rows at a time;
+            "auto" is "triton" on such a device where Triton is installed, "chunked" elsewhere.
+
+    Returns:
+        For each name in ``want`` a tensor [N], in nats (total variation: between 0 and 1); float64 if any
+        logits are, else float32.
+
+    Raises:
+        ValueError: for unknown names, sizes that do not fit, a backend that is unknown or that the device or the
+            installation lacks, and, on CPU, targets that are not in the vocabulary.
+
+    Source: as ``score``.
+
+    >>> import torch
+    >>> policy, reference = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+    >>> want = {"log_prob", "reference.reverse_kl"}
+    >>> scores = score_logits(policy, torch.tensor([0]), anchors={"reference": reference}, want=want)
+    >>> {name: round(value.item(), 6) for name, value in scores.items()}
+    {'log_prob': -0.693147, 'reference.reverse_kl': 0.143841}
+    """
+    sources = {POLICY: logits, **(anchors or {})}
+    runner = _checked(sources, targets, anchors, backend)
+    wanted = read_want(want, anchors or {})
+    names = [
+        name
+        for name in sources
+        if any(of == name or (name == POLICY and output in DIVERGENCES) for of, output in wanted)
+    ]
+    apply: Callable[..., tuple[Tensor, ...]] = _Score.apply
+    values = apply(wanted, names, runner, targets.to(torch.int64), *(sources[name] for name in names))
+    return {public_name(output): value for output, value in zip(wanted, values, strict=True)}
+
+
+class _Score(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        wanted: tuple[Output, ...],
+        names: list[str],
+        runner: Runner,
+        targets: Tensor,
+        *logits: Tensor,
+    ) -> tuple[Tensor, ...]:
+        sources, plan = dict(zip(names, logits, strict=True)), _plan(names, wanted)
+        if runner is triton_runner.TRITON and triton_runner.suits(logits):
+            normalizers, scores = triton_runner.forward(plan, sources, dict.fromkeys(names), targets)
+        else:
+            normalizers, scores = _score(plan, sources, targets)
+        ctx.wanted, ctx.names, ctx.runner, ctx.needs = wanted, names, runner, ctx.needs_input_grad[4:]
+        parts = [part for name in names for part in normalizers[name]]
+        ctx.save_for_backward(targets, *logits, *parts, *scores.values())
+        trains = {name for name, needed in zip(names, ctx.needs, strict=True) if needed}
+        fixed = (
+            values
+            for (source, output), values in scores.items()
+            if source not in trains and not (output in DIVERGENCES and POLICY in trains)
+        )
+        ctx.mark_non_differentiable(*fixed)
+        ctx.set_materialize_grads(False)
+        return tuple(scores.values())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
+        names, count = ctx.names, len(ctx.names)
+        targets, saved = ctx.saved_tensors[0], ctx.saved_tensors[1:]
+        sources = dict(zip(names, saved[:count], strict=True))
+        parts, scores = saved[count : 3 * count], saved[3 * count :]
+        normalizers = {name: Normalizer(*parts[2 * i : 2 * i + 2]) for i, name in enumerate(names)}
+        pulls = {
+            output: Pull.of(pull, value)
+            for output, pull, value in zip(ctx.wanted, upstream, scores, strict=True)
+            if pull is not None
+        }
+        gradients = {
+            name: torch.empty_like(sources[name])
+            for name, needed in zip(names, ctx.needs, strict=True)
+            if needed and any(of == name or (name == POLICY and out in DIVERGENCES) for of, out in pulls)
+        }
+        plan = _plan(names, (), tuple(gradients))
+        if ctx.runner is triton_runner.TRITON and triton_runner.suits(sources.values()):
+            triton_runner.write_gradients(plan, gradients, sources, normalizers, targets, pulls)
+        else:
+            _write_gradients(plan, gradients, sources, normalizers, targets, pulls)
+        return None, None, None, None, *map(gradients.get, names)
+
+
+def _checked(
+    sources: Mapping[str, Tensor], targets: Tensor, anchors: Mapping[str, Tensor] | None, backend: str
+) -> Runner:
+    policy = sources[POLICY]
+    if POLICY in (anchors or {}):
+        raise ValueError(f"an anchor is named {POLICY!r}, as the policy itself is; give it another name")
+    for name, each in sources.items():
+        if each.ndim != 2 or each.shape != policy.shape:
+            raise ValueError(
+                f"{name!r} has logits of shape {tuple(each.shape)}, the policy {tuple(policy.shape)}; "
+                "both must be [tokens, vocabulary], and the same"
+            )
+    check_targets(targets, *policy.shape)
+    if backend not in ("auto", "chunked", "triton"):
+        raise ValueError(f"backend is {backend!r}; for logits it must be one of: auto, chunked, triton")
+    return chosen_runner(backend, policy.device) or EAGER
+
+
+def _plan(names: list[str], wanted: tuple[Output, ...], moved: tuple[str, ...] = ()) -> Plan:
+    return Plan(tuple((name, _AS_THEY_ARE) for name in names), wanted, moved)
+
+
+def _score(
+    plan: Plan, sources: Mapping[str, Tensor], targets: Tensor
+) -> tuple[Normalizers, dict[Output, Tensor]]:
+    found = [
+        elementwise.forward(plan, _copy(sources, rows), dict.fromkeys(sources), targets[rows])
+        for rows in _blocks(sources)
+    ]
+    normalizers = {
+        name: Normalizer(*map(torch.cat, zip(*(each[name] for each, _ in found), strict=True)))
+        for name in sources
+    }
+    return normalizers, {output: torch.cat([scores[output] for _, scores in found]) for output in plan.wanted}
+
+
+def _write_gradients(
+    plan: Plan,
+    gradients: Mapping[str, Tensor],
+    sources: Mapping[str, Tensor],
+    normalizers: Normalizers,
+    targets: Tensor,
+    pulls: Mapping[Output, Pull],
+) -> None:
+    for rows in _blocks(sources):
+        block = _copy(sources, rows)
+        parts = {name: Normalizer(*(part[rows] for part in each)) for name, each in normalizers.items()}
+        here = {output: pull[rows] for output, pull in pulls.items()}
+        elementwise.backward(plan, block, parts, targets[rows], here)
+        for name, gradient in gradients.items():
+            gradient[rows] = block[name]
+
+
+def _copy(sources: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
+    """Return finite logits of some rows, all float64 if any is, else float32, to be written over."""
+    doubles = any(each.dtype == torch.float64 for each in sources.values())
+    dtype = torch.float64 if doubles else torch.float32
+    return {name: finite(each[rows].to(dtype)) for name, each in sources.items()}
+
+
+def _blocks(sources: Mapping[str, Tensor]) -> list[slice]:
+    for logits in sources.values():
+        return EAGER.blocks(logits) or [slice(0, 0)]
+    return []
