@@ -68,7 +68,7 @@ class Case:
             temperature=self.temperature,
             **options,
         )
-        return scores, self._gradients([loss], [torch.tensor(0.5, dtype=loss.dtype)])
+        return scores, self._gradients([loss], [torch.full_like(loss, 0.5)])
 
     def _gradients(self, values: list[Tensor], upstream: list[Tensor]) -> dict[str, Tensor | None]:
         if not any(value.requires_grad for value in values):
