@@ -8,6 +8,7 @@ kedge_side, products, plain, peers
 timing       rounds in which every contender runs once
 memory       peaks, each in a process of its own
 scaling      cost and memory over tokens and vocabulary
+results      the figures of a size, as written
 goals        what is asked of the figures
 machine, tables
              where it ran, what people read
