@@ -13,11 +13,12 @@ import kedge
 from kedge.objective import PolicyLoss
 from kedge.runs import RunDirectory
 from kedge.training import PlainProgress, validate_recipe
+from kedge.training.inputs import Materials, load_inputs
 from kedge.training.interrupt import Interrupt
 from kedge.training.loop import Session
 from kedge.training.policy import PolicyWork
 from kedge.training.resources import make_model, prepare_policy
-from kedge.training.stages import Materials, policy_work
+from kedge.training.stages import policy_work
 from tests.training.small import GRPO, MODEL, recipe
 
 BASE: dict[str, Any] = {
@@ -88,7 +89,8 @@ def work(tmp_path: Path) -> PolicyWork:
     prepare_policy(model, tokenizer)
     run = RunDirectory.create(tmp_path / "run", {}, resume=False)
     session = Session(made.stages[0], model, tokenizer, model.device, 0, run, PlainProgress(), Interrupt())
-    found = policy_work(made.stages[0], session, Materials(model, tokenizer, model.device, 0))
+    inputs = load_inputs(made.stages[0], Materials(model, tokenizer, model.device, 0))
+    found = policy_work(made.stages[0], session, inputs, None)
     assert isinstance(found, PolicyWork)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
