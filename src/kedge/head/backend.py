@@ -21,17 +21,17 @@ class Chunks(NamedTuple):
 
 
 def default_chunk_rows(tokens: int, device: str = "cpu") -> int:
-    """How many rows a chunk has: those of about 2²⁴ logits, on a GPU 2²⁶; 128 at least, 4,096 at most.
+    """How many rows a chunk has: those of about 2²⁵ logits, on a GPU 2²⁶; 128 at least, 4,096 at most.
 
     It follows from the vocabulary and the type of device alone, so that equal calls give equal bits. On a GPU
     a product of few rows takes as long as reading the weight.
 
     >>> [default_chunk_rows(tokens) for tokens in (54, 32_000, 151_936)]
-    [4096, 512, 128]
+    [4096, 1024, 192]
     >>> [default_chunk_rows(tokens, "cuda") for tokens in (54, 32_000, 151_936)]
     [4096, 2048, 384]
     """
-    logits = 2**26 if device == "cuda" else 2**24
+    logits = 2**26 if device == "cuda" else 2**25
     return min(4096, max(128, logits // tokens // 64 * 64))
 
 
