@@ -1,4 +1,4 @@
-"""What is asked of the figures, and whether they give it."""
+"""What is asked of the figures, with the verdicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where it ran: one line for people, and the same for the record."""
+"""Where it ran: one line for people, the same for the record."""
 
 from __future__ import annotations
 

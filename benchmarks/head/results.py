@@ -1,4 +1,4 @@
-"""The figures of one size, as they are written and read."""
+"""The figures of one size, as they stand on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people read: a table for each task and size, the sweeps, the goals."""
+"""What people read: a table for each task, the sweeps, the goals."""
 
 from __future__ import annotations
 

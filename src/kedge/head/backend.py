@@ -1,4 +1,4 @@
-"""The choice between the dense definition and the ways of working in chunks."""
+"""The choice of a backend: the dense definition, or a way of working in chunks."""
 
 from __future__ import annotations
 

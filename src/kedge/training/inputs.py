@@ -1,4 +1,4 @@
-"""What a stage reads, loaded and checked before the run's first step: data, rewards, reference."""
+"""What a stage reads, checked before the run's first step: data, rewards, reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the policy is asked to write, and what it is rewarded for."""
+"""The sections on responses: how they are sampled, how rewarded."""
 
 from __future__ import annotations
 

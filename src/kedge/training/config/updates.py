@@ -1,4 +1,4 @@
-"""How weights change, and what is kept of it: optimizer, checkpoints, arithmetic."""
+"""The sections on updates: optimizer, checkpoints, arithmetic."""
 
 from __future__ import annotations
 
