@@ -49,3 +49,24 @@ def test_without_a_uniform_number_the_most_probable_token_is_taken():
     tokens, log_probs = draw(torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]]), None)
     assert tokens.tolist() == [1, 0]
     torch.testing.assert_close(log_probs[0].exp(), torch.tensor(math.e**2 / (1 + math.e + math.e**2)))
+
+
+@given(st.integers(1, 1100), st.integers(0, 2**32))
+def test_blocks_find_what_one_running_sum_in_float64_finds(vocabulary, seed):
+    draws = torch.Generator().manual_seed(seed)
+    logits = 4 * torch.randn(16, vocabulary, dtype=torch.float64, generator=draws)
+    logits[:, 1::7] = -math.inf
+    uniforms = torch.rand(16, dtype=torch.float64, generator=draws)
+    running = logits.softmax(-1).cumsum(-1)
+    expected = (running < (1 - uniforms[:, None]) * running[:, -1:]).sum(-1)
+    tokens, log_probs = draw(logits, uniforms)
+    assert tokens.tolist() == expected.tolist()
+    torch.testing.assert_close(log_probs, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0])
+
+
+def test_a_certain_token_does_not_swallow_an_improbable_one_of_another_block():
+    row = torch.full((1, 700), -math.inf)
+    row[0, 100], row[0, 600], row[0, 699] = 0.0, -30.0, -30.0
+    edge = math.exp(-30)
+    uniforms = torch.tensor([0.0, 0.9 * edge, 1.1 * edge, 1.9 * edge, 2.1 * edge], dtype=torch.float64)
+    assert draw(row.expand(5, -1), uniforms)[0].tolist() == [699, 699, 600, 600, 100]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+_BLOCK = 256
+"""Tokens whose masses are summed before any running sum is made."""
 
 
 def draw(
@@ -11,8 +15,11 @@ def draw(
 ) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"]]:
     """Draw a token of each row, with its log-probability under softmax(logits).
 
-    The token is the first whose cumulative probability, added up in float64, reaches (1 − u) · total, with u
-    uniform on [0, 1): one random number a row, nothing sorted, and a token of probability zero is never drawn.
+    The token is the first whose cumulative probability reaches 1 − u, with u uniform on [0, 1): one random
+    number a row, nothing sorted, and a token of probability zero is never drawn. The search goes by blocks of
+    tokens first and then inside the block that was found, so that running sums, which are made in float64, are
+    short however large the vocabulary; every token keeps its probability to the relative rounding of the
+    logits' type.
 
     Args:
         logits: tempered already; −∞ forbids a token.
@@ -21,15 +28,33 @@ def draw(
     Returns:
         Token ids and log-probabilities in nats.
 
-    >>> import torch
     >>> logits = torch.tensor([[0.0, 0.0, -torch.inf]]).expand(3, 3)
     >>> draw(logits, torch.tensor([0.0, 0.4, 0.6], dtype=torch.float64))[0]
     tensor([1, 1, 0])
     """
-    log_probs = logits.log_softmax(-1)
-    if uniforms is None:
-        tokens = log_probs.argmax(-1, keepdim=True)
-    else:
-        cumulative = log_probs.exp().cumsum(-1, dtype=uniforms.dtype)
-        tokens = (cumulative < (1 - uniforms[:, None]) * cumulative[:, -1:]).sum(-1, keepdim=True)
-    return tokens[:, 0], log_probs.gather(1, tokens)[:, 0]
+    highest, best = logits.max(-1, keepdim=True)
+    masses = (logits - highest).exp_()
+    sums = _block_sums(masses)
+    cumulative = sums.cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    tokens = best if uniforms is None else _search(masses, sums, cumulative, (1 - uniforms[:, None]) * total)
+    log_probs = (logits.gather(1, tokens) - highest) - total.log().to(logits.dtype)
+    return tokens[:, 0], log_probs[:, 0]
+
+
+def _block_sums(masses: Tensor) -> Tensor:
+    """Sum each block; the last one, which may be short or empty, stands for itself."""
+    whole = masses.shape[1] // _BLOCK * _BLOCK
+    blocks = masses[:, :whole].unflatten(1, (-1, _BLOCK)).sum(-1)
+    return torch.cat([blocks, masses[:, whole:].sum(-1, keepdim=True)], dim=1)
+
+
+def _search(masses: Tensor, sums: Tensor, cumulative: Tensor, sought: Tensor) -> Tensor:
+    """Find the first token of each row at which the masses up to and with it reach what is sought, above 0."""
+    block = (cumulative < sought).sum(-1, keepdim=True)
+    before = torch.where(block > 0, cumulative.gather(1, (block - 1).clamp(min=0)), 0.0)
+    share = ((sought - before) / sums.gather(1, block)).clamp(max=1.0)
+    columns = block * _BLOCK + torch.arange(_BLOCK, device=masses.device)
+    inside = masses.gather(1, columns.clamp(max=masses.shape[1] - 1)).where(columns < masses.shape[1], 0.0)
+    running = inside.cumsum(-1, dtype=torch.float64)
+    return block * _BLOCK + (running < share * running[:, -1:]).sum(-1, keepdim=True)
