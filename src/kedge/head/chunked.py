@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kedge.head.gradients import Pull
 from kedge.head.request import DIVERGENCES, POLICY, Output, Request, checked_loss, public_name
 from kedge.head.runner import Runner
 from kedge.head.types import PerToken
@@ -17,8 +18,13 @@ from kedge.head.workspace import Workspace
 
 
 def chunked_scores(request: Request, chunk_rows: int, runner: Runner) -> dict[Output, Tensor]:
-    """Return every wanted output, [N] each, differentiable; backward makes the logits a second time."""
-    apply: Callable[..., tuple[Tensor, ...]] = _Score.apply
+    """Return every wanted output, [N] each, differentiable.
+
+    Backward makes the logits a second time, unless the policy's hidden states alone train and few outputs depend on
+    them: then the gradient of each is made in forward, [N, H].
+    """
+    trains = _trains(request)
+    apply: Callable[..., tuple[Tensor, ...]] = _Kept.apply if _few(request, trains) else _Score.apply
     values = apply(request, chunk_rows, runner, *request.tensors())
     return dict(zip(request.wanted, values, strict=True))
 
@@ -27,9 +33,8 @@ def chunked_loss(
     request: Request, per_token: PerToken, chunk_rows: int, runner: Runner
 ) -> tuple[Tensor, dict[Output, Tensor]]:
     """Return the loss, whose gradients are made here, and every wanted output, [N] each, detached."""
-    trains = [torch.is_grad_enabled() and tensor.requires_grad for tensor in request.tensors()]
     apply: Callable[..., tuple[Tensor, ...]] = _Loss.apply
-    loss, *values = apply(request, per_token, chunk_rows, runner, trains, *request.tensors())
+    loss, *values = apply(request, per_token, chunk_rows, runner, _trains(request), *request.tensors())
     return loss, dict(zip(request.wanted, values, strict=True))
 
 
@@ -64,6 +69,43 @@ class _Score(torch.autograd.Function):
             workspace.load(rows, ())
             workspace.backward(_rows_of(pulled, rows), _rows_of(found, rows))
         return None, None, None, *workspace.gradients()
+
+
+class _Kept(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, request: Request, chunk_rows: int, runner: Runner, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        needs = [True] + [False] * (len(tensors) - 1)
+        workspace = Workspace(request.with_tensors(tensors), chunk_rows, needs, runner)
+        scores, moving = _empty_scores(request), _differentiable(request, needs)
+        kept = {
+            output: torch.empty_like(tensors[0], dtype=request.dtype) for output in scores if output in moving
+        }
+        for rows in _chunks(request, chunk_rows):
+            found = workspace.load(rows, request.wanted)
+            for output, values in found.items():
+                scores[output][rows] = values
+            for output, gradient in workspace.hidden_gradients({output: found[output] for output in kept}):
+                kept[output][rows] = gradient
+        ctx.dtype, ctx.places = tensors[0].dtype, [list(scores).index(output) for output in kept]
+        ctx.save_for_backward(*(scores[output] for output in kept), *kept.values())
+        ctx.mark_non_differentiable(*(values for output, values in scores.items() if output not in kept))
+        ctx.set_materialize_grads(False)
+        return tuple(scores.values())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
+        count = len(ctx.places)
+        total = torch.zeros_like(ctx.saved_tensors[count])
+        for place, values, gradient in zip(
+            ctx.places, ctx.saved_tensors[:count], ctx.saved_tensors[count:], strict=True
+        ):
+            pull = upstream[place]
+            if pull is not None:
+                total.addcmul_(Pull.of(pull, values).gradient, gradient)
+        return None, None, None, total.to(ctx.dtype), *(None for _ in ctx.needs_input_grad[4:])
 
 
 class _Loss(torch.autograd.Function):
@@ -104,6 +146,19 @@ class _Loss(torch.autograd.Function):
         if upstream.device.type != "cpu" or upstream != 1.0:  # elsewhere a look would wait for it
             gradients = [None if each is None else each.mul_(upstream) for each in gradients]
         return None, None, None, None, None, *gradients
+
+
+def _trains(request: Request) -> list[bool]:
+    return [torch.is_grad_enabled() and tensor.requires_grad for tensor in request.tensors()]
+
+
+def _few(request: Request, trains: Sequence[bool]) -> bool:
+    """Whether gradients of hidden states, made in forward, take fewer products than the logits made again.
+
+    With A distributions and k outputs A + k products stand against 2A + 1.
+    """
+    hidden_alone = trains[0] and not any(trains[1:])
+    return hidden_alone and 0 < len(_differentiable(request, trains)) <= len(request.involved)
 
 
 def _call(

@@ -56,6 +56,12 @@ class Projection:
             if total is not None:
                 total[: self._tokens].add_(self.logits.sum(0))
 
+    def hidden_gradient(self, rows: slice) -> Tensor:
+        """Return what ``accumulate`` has last made of these rows, [n, H]; for hidden states that need a gradient."""
+        total = self._sums[0]
+        assert total is not None
+        return total[rows]
+
     def gradients(self) -> list[Tensor | None]:
         """Return the summed gradients of hidden states, weight and bias, in the dtypes of these."""
         return [

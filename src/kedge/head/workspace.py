@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -70,6 +70,16 @@ class Workspace:
             self._runner.backward(plan, self._logits(block), normalizers, targets[block], here)
         for source in moved:
             self._projections[source].accumulate(self._rows)
+
+    def hidden_gradients(self, scores: Mapping[Output, Tensor]) -> Iterator[tuple[Output, Tensor]]:
+        """Give the gradient [n, H] of each of these scores [n] in the policy's hidden states; uses up the logits."""
+        policy = self._projections[POLICY]
+        logits = policy.logits.clone() if len(scores) > 1 else policy.logits
+        for number, (output, values) in enumerate(scores.items()):
+            if number > 0:
+                policy.logits.copy_(logits)
+            self.backward({output: torch.ones_like(values)}, {output: values})
+            yield output, policy.hidden_gradient(self._rows)
 
     def gradients(self) -> list[Tensor | None]:
         """Return what has been summed for each of ``request.tensors()``; None where nothing was needed."""
