@@ -1,0 +1,1 @@
+"""Studies: questions of post-training, put to Kedge, with a figure for the docs."""
