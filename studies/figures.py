@@ -13,7 +13,7 @@ matplotlib.use("svg")
 
 TARGET, FORWARD, REVERSE = "#d9dde3", "#c2571a", "#1f5fa8"
 CYCLE = ("#1f5fa8", "#c2571a", "#3b7d4f", "#8a4fa3", "#7a7f87", "#b3923a")
-STYLE = {
+STYLE: Any = {  # matplotlib types its keys one by one
     "font.size": 9,
     "font.family": "DejaVu Sans",
     "axes.spines.top": False,
