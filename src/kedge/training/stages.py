@@ -84,7 +84,8 @@ def policy_work(
     """Put together what GRPO does in a step; ``given`` is a reference passed from Python."""
     reference = make_reference(stage.reference, given, session.model, session.tokenizer)
     session.identity = {**session.identity, "reference": fingerprint(reference)}
-    if (warning := caution(stage.anchor.build())) is not None:
+    rescaled = stage.advantage.kind in ("group", "batch")
+    if (warning := caution(stage.anchor.build(), rescaled=rescaled)) is not None:
         _tell(session, f"warning: {warning}")
     vocabulary = usable_vocabulary(session.model, session.tokenizer)
     tokens = head_of(session.model, vocabulary=vocabulary).tokens
