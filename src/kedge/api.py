@@ -15,7 +15,7 @@ from kedge.errors import RunError, UserError
 from kedge.report import write_report
 from kedge.runs import RunDirectory, read_metrics, read_samples
 from kedge.runs.atomic import write_file
-from kedge.training.config import GrpoStage, Recipe, SftStage
+from kedge.training.config import Recipe, Stage
 from kedge.training.progress import Progress, progress_for
 from kedge.training.recipe import load_recipe, validate_recipe
 
@@ -128,7 +128,7 @@ def train(
     return RunResult(root, stages, report)
 
 
-def _finished(path: Path, stage: SftStage | GrpoStage) -> bool:
+def _finished(path: Path, stage: Stage) -> bool:
     if not (path / "model").is_symlink():
         return False
     rows = read_metrics(path)
@@ -137,7 +137,7 @@ def _finished(path: Path, stage: SftStage | GrpoStage) -> bool:
 
 def _run_one(
     recipe: Recipe,
-    stage: SftStage | GrpoStage,
+    stage: Stage,
     inputs: SftInputs | PolicyInputs,
     root: Path,
     materials: Materials,

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kedge.objective import group_advantages, position_baseline, reward_to_go
+from kedge.objective import group_advantages, position_baseline, reward_to_go, whiten
 
 NAN = math.nan
 REWARDS = torch.tensor([1.0, 3.0, 2.0, 10.0, 30.0], dtype=torch.float64)
@@ -133,3 +133,44 @@ def test_position_baseline_does_not_see_its_own_response(which: int, change: flo
     changed = torch.where(mine, to_go + change, to_go)
     before, after = position_baseline(to_go, lengths, group), position_baseline(changed, lengths, group)
     assert after[mine].tolist() == pytest.approx(before[mine].tolist(), abs=1e-9)
+
+
+def test_whitened_by_hand() -> None:
+    values = torch.tensor([1.0, NAN, 5.0, 3.0, 1e9], dtype=torch.float64)
+    mask = torch.tensor([True, False, True, True, False])
+    found = whiten(values, mask)
+    unit = math.sqrt(8 / 3)
+    assert found.tolist() == pytest.approx([-2 / unit, 0, 2 / unit, 0, 0])
+    parts = [
+        whiten(values[rows], mask[rows], mean=3.0, std=unit).tolist() for rows in (slice(0, 2), slice(2, 5))
+    ]
+    assert parts[0] + parts[1] == pytest.approx(found.tolist())
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=30), st.floats(0.1, 10), st.floats(-10, 10))
+def test_whitened_has_mean_zero_and_std_one_and_no_unit(
+    values: list[float], scale: float, shift: float
+) -> None:
+    advantages = torch.tensor(values, dtype=torch.float64)
+    mask = torch.ones(len(values), dtype=torch.bool)
+    found = whiten(advantages, mask)
+    if max(values) - min(values) < 1e-6:
+        return
+    assert found.mean().item() == pytest.approx(0.0, abs=1e-6)
+    assert statistics.pstdev(found.tolist()) == pytest.approx(1.0)
+    assert whiten(scale * advantages + shift, mask).tolist() == pytest.approx(found.tolist(), abs=1e-5)
+
+
+def test_equal_advantages_whiten_to_exactly_zero() -> None:
+    for value in (0.1, 1 / 3, 1e-30, 1e30):
+        equal = torch.full((7,), value)
+        assert whiten(equal, torch.ones(7, dtype=torch.bool)).tolist() == [0.0] * 7
+    some = torch.tensor([1.0, 2.0])
+    assert whiten(some, torch.tensor([False, False])).tolist() == [0.0, 0.0]
+    assert whiten(some, torch.tensor([True, True]), mean=1.0, std=0.0).tolist() == [0.0, 0.0]
+    with pytest.raises(ValueError, match="std must not be negative"):
+        whiten(some, torch.tensor([True, True]), std=-1.0)
+
+
+def test_a_nan_that_counts_is_not_hidden() -> None:
+    assert whiten(torch.tensor([1.0, NAN, 2.0]), torch.ones(3, dtype=torch.bool)).isnan().all()

@@ -15,9 +15,12 @@ from kedge.objective import (
     anchor_rewards,
     anchor_term,
     anchor_to_go,
+    anchor_token_rewards,
     anchor_values,
     caution,
+    gae,
     refusal,
+    terminal_rewards,
 )
 from kedge.objective.anchor import undefined
 
@@ -197,6 +200,25 @@ def test_tokens_of_a_tool_have_no_kl_and_no_weight() -> None:
     assert to_go.tolist() == pytest.approx([102, 100, 100])
 
 
+def test_the_fused_forms_caution_is_for_what_rescales_it() -> None:
+    fused = Anchor("k1", placement="reward", gradient="published")
+    assert "rescales β" in str(caution(fused))
+    assert caution(fused, rescaled=False) is None
+    assert caution(Anchor("k3", placement="reward", gradient="published"), rescaled=False) is not None
+
+
+def test_rlhfs_form_is_a_reward_of_each_token() -> None:
+    """−β·k_t token by token; it adds up to the terminal score's reward-to-go, the form of the papers."""
+    anchor = Anchor("k1", placement="reward", gradient="published")
+    found = anchor_token_rewards(anchor, 0.5, SCORES, torch.tensor([True, True, False]))
+    assert found.tolist() == pytest.approx([-1.0, 0.25, 0.0])
+    assert not found.requires_grad
+    rewards = terminal_rewards(torch.tensor([7.0, 5.0], dtype=torch.float64), LENGTHS) + found
+    assert rewards.tolist() == pytest.approx([-1.0, 7.25, 5.0])
+    advantages = gae(rewards, torch.zeros(3, dtype=torch.float64), LENGTHS, trace=1.0)
+    assert advantages.tolist() == pytest.approx([6.25, 7.25, 5.0])
+
+
 def test_the_fused_form_sums_over_unmasked_tokens() -> None:
     anchor = Anchor("k2", placement="reward", gradient="published")
     mask = torch.tensor([True, False, True])
@@ -211,3 +233,5 @@ def test_the_fused_form_sums_over_unmasked_tokens() -> None:
 def test_what_does_not_join_the_reward_is_an_error(anchor: Anchor) -> None:
     with pytest.raises(ValueError, match="only placement reward with gradient published"):
         anchor_rewards(anchor, 0.5, SCORES, MASK, LENGTHS)
+    with pytest.raises(ValueError, match="only placement reward with gradient published"):
+        anchor_token_rewards(anchor, 0.5, SCORES, MASK)

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from kedge.objective import Adaptive, Budget, Controller, Fixed
+from kedge.objective import Adaptive, Budget, Controller, Fixed, HalvingDoubling
 
 
 def test_fixed_ignores_the_kl() -> None:
@@ -22,6 +22,31 @@ def test_adaptive_by_hand() -> None:
     assert controller.update(0.55, responses=50) == pytest.approx(0.1 * (1 + 0.1 * 0.5))
     assert controller.update(5.0, responses=50) == pytest.approx(0.105 * (1 + 0.2 * 0.5))
     assert controller.update(0.0, responses=100) == pytest.approx(0.1155 * (1 - 0.2))
+
+
+def test_halving_and_doubling_at_the_exact_thresholds() -> None:
+    """Schulman et al. 2017: d < target/1.5 halves, d > 1.5·target doubles; at the thresholds β stays."""
+    low, high = 0.3 / 1.5, 0.3 * 1.5
+    controller = HalvingDoubling(beta=1.0, target=0.3)
+    for kl, beta in (
+        (low, 1.0),
+        (high, 1.0),
+        (0.3, 1.0),
+        (math.nextafter(low, 0.0), 0.5),
+        (0.0, 0.25),
+        (math.nextafter(high, 1.0), 0.5),
+        (1e9, 1.0),
+        (math.inf, 2.0),
+    ):
+        assert controller.update(kl, responses=64) == controller.beta == beta
+
+
+def test_halving_does_not_wind_down_without_end() -> None:
+    controller = HalvingDoubling(beta=1.0, target=0.1)
+    found = [controller.update(0.0, responses=1) for _ in range(2000)]
+    assert found[-1] == found[20] == 2.0**-20
+    bounded = HalvingDoubling(beta=1.0, target=0.1, low=0.4, high=1.5)
+    assert [bounded.update(kl, responses=1) for kl in (0.0, 0.0, 1.0, 1.0)] == [0.5, 0.4, 0.8, 1.5]
 
 
 def test_budget_by_hand() -> None:
@@ -41,6 +66,12 @@ def test_budget_by_hand() -> None:
         lambda: Adaptive(beta=0.1, target=0.0, horizon=1.0, unit="nats/token"),
         lambda: Adaptive(beta=0.1, target=0.1, horizon=0.0, unit="nats/token"),
         lambda: Adaptive(beta=-0.1, target=0.1, horizon=1.0, unit="nats/token"),
+        lambda: HalvingDoubling(beta=0.0, target=0.1),
+        lambda: HalvingDoubling(beta=-1.0, target=0.1),
+        lambda: HalvingDoubling(beta=1.0, target=0.0),
+        lambda: HalvingDoubling(beta=1.0, target=-0.1),
+        lambda: HalvingDoubling(beta=1.0, target=math.nan),
+        lambda: HalvingDoubling(beta=1.0, target=0.1, low=2.0),
         lambda: Budget(0.0),
         lambda: Budget(-1.0),
         lambda: Budget(0.1, beta=0.0),
@@ -56,6 +87,8 @@ def test_refused(make: object) -> None:
 def test_a_nan_kl_is_refused() -> None:
     with pytest.raises(ValueError, match="the KL is NaN"):
         Budget(0.1).update(math.nan, responses=1)
+    with pytest.raises(ValueError, match="the KL is NaN"):
+        HalvingDoubling(beta=1.0, target=0.1).update(math.nan, responses=1)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +96,7 @@ def test_a_nan_kl_is_refused() -> None:
     [
         lambda: Fixed(0.1),
         lambda: Adaptive(beta=0.1, target=0.1, horizon=10.0, unit="nats/token"),
+        lambda: HalvingDoubling(beta=1.0, target=0.4),
         lambda: Budget(0.1),
     ],
 )

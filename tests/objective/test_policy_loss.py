@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kedge.head import Head, reduce, score
-from kedge.objective import Anchor, PolicyLoss, TokenInputs, TrustRegion, aggregation_weights
+from kedge.objective import Anchor, DivergenceMask, PolicyLoss, TokenInputs, TrustRegion, aggregation_weights
 
 VOCABULARY, HIDDEN = 7, 4
 LOSSES = [
@@ -24,6 +24,21 @@ LOSSES = [
         TrustRegion("none"), Anchor("k1", placement="reward", gradient="sequence", baseline=True), beta=0.3
     ),
     PolicyLoss(TrustRegion("none"), Anchor("k1", placement="reward", gradient="token"), beta=0.3),
+    PolicyLoss(TrustRegion("none"), Anchor(), beta=0.0, penalty=0.7),
+    PolicyLoss(TrustRegion("clip"), Anchor(), beta=0.3, penalty=0.7, mask=DivergenceMask("tv", 0.4)),
+    PolicyLoss(
+        TrustRegion("sequence"), Anchor(), beta=0.3, mask=DivergenceMask("kl", 0.01, form="two_outcome")
+    ),
+    PolicyLoss(
+        TrustRegion("clip"), Anchor(gradient="sequence"), beta=0.3, mask=DivergenceMask("kl", 3.0, "response")
+    ),
+    PolicyLoss(
+        TrustRegion("none"),
+        Anchor(),
+        beta=0.0,
+        entropy_coefficient=0.1,
+        mask=DivergenceMask("tv", 0.3, "response", "two_outcome"),
+    ),
 ]
 
 
@@ -39,6 +54,7 @@ class Batch:
         self.lengths, self.group = torch.tensor(lengths), torch.tensor(group)
         count = sum(lengths)
         self.hidden, self.reference = normal(count, HIDDEN), normal(count, HIDDEN)
+        self.old = self.hidden + normal(count, HIDDEN)
         self.targets = torch.randint(VOCABULARY, (count,), generator=generator)
         self.head = Head(normal(VOCABULARY, HIDDEN))
         self.reference_head = Head(normal(VOCABULARY, HIDDEN))
@@ -68,7 +84,10 @@ class Batch:
         )
 
     def anchors(self, at: Tensor) -> dict[str, tuple[Tensor, Head]]:
-        return {"reference": (self.reference[at], self.reference_head)}
+        return {
+            "reference": (self.reference[at], self.reference_head),
+            "old": (self.old[at], self.head.snapshot()),
+        }
 
     def statistics(self, loss: PolicyLoss, at: Tensor) -> dict[str, Tensor]:
         names = loss.statistics()
@@ -188,6 +207,128 @@ def test_by_hand() -> None:
     assert loss(scores, inputs).item() == pytest.approx(expected)
 
 
+def named(**values: list[float]) -> dict[str, Tensor]:
+    """Scores by the head's names, a dot for each double underscore, as leaves."""
+    return {
+        name.replace("__", "."): torch.tensor(value, dtype=torch.float64, requires_grad=True)
+        for name, value in values.items()
+    }
+
+
+def token_inputs(advantages: list[float], log_behaviour: list[float], **more: object) -> TokenInputs:
+    count = len(advantages)
+    return TokenInputs(
+        advantages=torch.tensor(advantages, dtype=torch.float64),
+        weights=torch.full((count,), 0.1, dtype=torch.float64),
+        anchor_weights=torch.full((count,), 0.01, dtype=torch.float64),
+        behaviour_log_probs=torch.tensor(log_behaviour, dtype=torch.float64),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def test_the_penalty_by_hand() -> None:
+    """−Σ weight·(correction·w·A − β_old·KL(old‖π)) + β Σ anchor_weight·KL(π‖ρ), with each gradient."""
+    loss = PolicyLoss(TrustRegion("none"), Anchor("exact"), beta=2.0, penalty=5.0)
+    scores = named(log_prob=[math.log(0.6)], old__forward_kl=[0.3], reference__reverse_kl=[0.4])
+    inputs = token_inputs([3.0], [math.log(0.5)], correction=one(0.5))
+    value = loss(scores, inputs)
+    assert value.item() == pytest.approx(-0.1 * (0.5 * 1.2 * 3.0 - 5.0 * 0.3) + 2.0 * 0.01 * 0.4)
+    slopes = torch.autograd.grad(value, list(scores.values()))
+    assert [slope.item() for slope in slopes] == pytest.approx([-0.1 * 0.5 * 1.2 * 3.0, 0.5, 0.02])
+
+
+CLIP, PENALTY = {"trust_region": TrustRegion("clip")}, {"penalty": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "slopes"),
+    [({}, [-0.45, 0.0]), (CLIP, [0.0, 0.0]), (PENALTY, [-0.45, 0.5]), (CLIP | PENALTY, [0.0, 0.5])],
+    ids=["none", "clip", "penalty", "both"],
+)
+def test_clip_and_penalty_are_independent(options: dict[str, object], slopes: list[float]) -> None:
+    """A ratio of 1.5 with a positive advantage: the clip takes the surrogate's gradient, not the penalty's."""
+    loss = PolicyLoss(**({"trust_region": TrustRegion("none"), "anchor": Anchor(), "beta": 0.0} | options))  # type: ignore[arg-type]
+    assert loss.want() == ({"log_prob", "old.forward_kl"} if "penalty" in options else {"log_prob"})
+    assert loss.statistics() == set()
+    scores = named(log_prob=[math.log(0.75)], old__forward_kl=[0.3])
+    value = loss(scores, token_inputs([3.0], [math.log(0.5)]))
+    found = torch.autograd.grad(value, list(scores.values()), materialize_grads=True)
+    assert [slope.item() for slope in found] == pytest.approx(slopes)
+
+
+@pytest.mark.parametrize("kind", ["none", "clip", "sequence", "cispo"])
+@pytest.mark.parametrize("form", ["exact", "two_outcome"])
+@pytest.mark.parametrize("measure", ["tv", "kl"])
+def test_a_masked_token_keeps_penalty_anchor_entropy(measure: str, form: str, kind: str) -> None:
+    """Of four tokens, each as far away, the first and the last would go on: they lose their surrogate alone."""
+    mask = DivergenceMask(measure, 0.05, form=form)  # type: ignore[arg-type]
+    loss = PolicyLoss(TrustRegion(kind, 1.0, 9.0), Anchor(), 2.0, 0.5, penalty=5.0, mask=mask)  # type: ignore[arg-type]
+    ratios, advantages = [1.5, 1.5, 0.5, 0.5], [3.0, -3.0, 3.0, -3.0]
+    scores = named(
+        log_prob=[math.log(0.5 * w) for w in ratios],
+        entropy=[1.0] * 4,
+        old__forward_kl=[0.13] * 4,
+        old__total_variation=[0.25] * 4,
+        reference__reverse_kl=[0.4] * 4,
+    )
+    inputs = token_inputs(
+        advantages, [math.log(0.5)] * 4, sequence_log_ratio=torch.tensor(ratios).double().log()
+    )
+    value = loss(scores, inputs)
+    slopes = dict(
+        zip(scores, torch.autograd.grad(value, list(scores.values()), materialize_grads=True), strict=True)
+    )
+    surrogates = [0.0, 0.1 * 1.5 * 3.0, -0.1 * 0.5 * 3.0, 0.0]
+    assert slopes["log_prob"].tolist() == pytest.approx(surrogates)
+    assert slopes["entropy"].tolist() == pytest.approx([-0.05] * 4)
+    assert slopes["old.forward_kl"].tolist() == pytest.approx([0.5] * 4)
+    assert slopes["old.total_variation"].tolist() == [0.0] * 4
+    assert slopes["reference.reverse_kl"].tolist() == pytest.approx([0.02] * 4)
+    assert loss.metrics(scores, inputs)["trust_region/masked_fraction"].item() == 2.0
+    near = replace(loss, mask=DivergenceMask(measure, 0.3, form=form))  # type: ignore[arg-type]
+    (slope,) = torch.autograd.grad(near(scores, inputs), scores["log_prob"])
+    whole = [-0.1 * w * a for w, a in zip(ratios, advantages, strict=True)]
+    assert slope.tolist() == pytest.approx(whole)
+    assert near.metrics(scores, inputs)["trust_region/masked_fraction"].item() == 0.0
+
+
+@pytest.mark.parametrize("form", ["exact", "two_outcome"])
+def test_a_response_is_masked_as_a_whole(form: str) -> None:
+    mask = DivergenceMask("tv", 0.2, "response", form)  # type: ignore[arg-type]
+    loss = PolicyLoss(TrustRegion("none"), Anchor(), beta=0.0, mask=mask)
+    assert loss.statistics() == ({"old.total_variation"} if form == "exact" else {"log_prob"})
+    assert loss.want() == {"log_prob"}
+    scores = named(
+        log_prob=[math.log(p) for p in (0.5, 0.75, 0.6, 0.4)], old__total_variation=[0.0, 0.25, 0.1, 0.1]
+    )
+    inputs = token_inputs([3.0] * 4, [math.log(0.5)] * 4)
+    prepared = loss.prepare(inputs, torch.tensor([2, 2]), torch.tensor([0, 0]), scores)
+    assert prepared.kept is not None
+    assert prepared.kept.tolist() == [False, False, True, True]
+    (slope,) = torch.autograd.grad(loss(scores, prepared), scores["log_prob"])
+    assert slope.tolist() == pytest.approx([0.0, 0.0, -0.36, -0.24])
+    assert loss.metrics(scores, prepared)["trust_region/masked_fraction"].item() == 2.0
+    unseen = replace(inputs, weights=inputs.weights * torch.tensor([1.0, 0.0, 1.0, 1.0]))
+    prepared = loss.prepare(unseen, torch.tensor([2, 2]), torch.tensor([0, 0]), scores)
+    assert prepared.kept is not None
+    assert prepared.kept.all()
+    with pytest.raises(ValueError, match="mask of whole responses needs their statistics"):
+        loss(scores, inputs)
+
+
+def test_what_is_masked_may_have_left_the_numbers() -> None:
+    """An infinite ratio is no NaN once its token is masked."""
+    mask = DivergenceMask("tv", 0.2, form="two_outcome")
+    for kind in ("none", "clip", "sequence", "cispo"):
+        loss = PolicyLoss(TrustRegion(kind), Anchor(), beta=0.0, mask=mask)  # type: ignore[arg-type]
+        scores = named(log_prob=[-0.1, -0.1])
+        inputs = token_inputs([3.0, 3.0], [-1e4, -0.1], sequence_log_ratio=torch.tensor([1e4, 0.0]).double())
+        value = loss(scores, inputs)
+        (slope,) = torch.autograd.grad(value, scores["log_prob"])
+        assert value.isfinite()
+        assert slope.tolist() == pytest.approx([0.0, -0.3])
+
+
 def test_an_anchor_in_the_reward_joins_the_advantage_after_normalisation() -> None:
     lengths, group = torch.tensor([2, 1]), torch.tensor([0, 0])
     ones = torch.ones(3, dtype=torch.float64)
@@ -274,6 +415,8 @@ def test_coefficients_are_finite_and_not_negative(value: float) -> None:
         PolicyLoss(TrustRegion(), Anchor(), beta=value)
     with pytest.raises(ValueError, match="entropy_coefficient must be"):
         PolicyLoss(TrustRegion(), Anchor(), beta=0.0, entropy_coefficient=value)
+    with pytest.raises(ValueError, match="penalty must be"):
+        PolicyLoss(TrustRegion(), Anchor(), beta=0.0, penalty=value)
 
 
 def test_on_policy_needs_no_behaviour(batch: Batch) -> None:

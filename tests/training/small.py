@@ -24,6 +24,22 @@ GRPO: dict[str, Any] = {
     "evaluation": {"data": {"task": "sums", "split": "heldout", "count": 8}, "every": 2, "samples": 2},
 }
 
+PPO: dict[str, Any] = {
+    **GRPO,
+    "name": "ppo",
+    "method": "ppo",
+    "epochs": 2,
+    "minibatches": 2,
+    "anchor": {
+        "measure": "k1",
+        "placement": "reward",
+        "gradient": "published",
+        "controller": {"kind": "budget", "budget": 0.05},
+    },
+    "critic": {"optimizer": {"learning_rate": 3e-3}, "clip": 1.0},
+}
+"""The classic form: KL in the reward per token, a critic on its own backbone."""
+
 SFT: dict[str, Any] = {
     "name": "sft",
     "method": "sft",
@@ -56,7 +72,7 @@ def recipe(folder: Path, *stages: dict[str, Any], **changes: Any) -> dict[str, A
     """A whole recipe in ``folder/run``; stages default to one of GRPO."""
     chosen = [dict(stage) for stage in stages] or [dict(GRPO)]
     for stage in chosen:
-        if stage["method"] == "grpo" and stage.get("rewards") == "DIGITS":
+        if stage["method"] in ("grpo", "ppo") and stage.get("rewards") == "DIGITS":
             name = short_reward(folder)
             stage["rewards"] = {"functions": [{"function": name, "name": "digits"}]}
     return {"name": "test", "out": str(folder / "run"), "model": MODEL, "stages": chosen, **changes}

@@ -23,6 +23,7 @@ from kedge.divergence.log_probs import (
     total_variation_from_log_probs,
 )
 from kedge.divergence.sampled import ESTIMATORS, LINEAR_BEYOND, k1, k2, k3, token_surrogate
+from kedge.divergence.two_outcomes import two_outcome_kl, two_outcome_total_variation
 
 __all__ = [
     "ESTIMATORS",
@@ -49,4 +50,6 @@ __all__ = [
     "token_surrogate",
     "total_variation",
     "total_variation_from_log_probs",
+    "two_outcome_kl",
+    "two_outcome_total_variation",
 ]

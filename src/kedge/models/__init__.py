@@ -2,17 +2,20 @@
 
 from kedge.models.bpe import train_bpe
 from kedge.models.build import build_model
+from kedge.models.critic import Critic, critic_beside, load_critic
 from kedge.models.hidden import hidden_states
 from kedge.models.identity import fingerprint, frozen_copy
-from kedge.models.load import load_model, load_tokenizer
+from kedge.models.load import load_model, load_reward_model, load_tokenizer
 from kedge.models.mode import disable_dropout, enable_activation_checkpointing, evaluating
 from kedge.models.output_head import head_of, verify_head
 from kedge.models.save import save_model
 from kedge.models.tokens import context_length, special_tokens, usable_vocabulary
 
 __all__ = [
+    "Critic",
     "build_model",
     "context_length",
+    "critic_beside",
     "disable_dropout",
     "enable_activation_checkpointing",
     "evaluating",
@@ -20,7 +23,9 @@ __all__ = [
     "frozen_copy",
     "head_of",
     "hidden_states",
+    "load_critic",
     "load_model",
+    "load_reward_model",
     "load_tokenizer",
     "save_model",
     "special_tokens",

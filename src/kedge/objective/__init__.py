@@ -1,6 +1,6 @@
-"""The objective of post-training: advantages, trust region, anchor, loss, controllers."""
+"""The objective of post-training: advantages, trust region, anchor, losses, controllers."""
 
-from kedge.objective.advantages import group_advantages, position_baseline, reward_to_go
+from kedge.objective.advantages import group_advantages, position_baseline, reward_to_go, whiten
 from kedge.objective.aggregate import (
     aggregation_weights,
     masked_mean,
@@ -12,14 +12,18 @@ from kedge.objective.anchor import (
     anchor_rewards,
     anchor_term,
     anchor_to_go,
+    anchor_token_rewards,
     anchor_values,
     caution,
     refusal,
 )
-from kedge.objective.controllers import Adaptive, Budget, Controller, Fixed, Unit
+from kedge.objective.controllers import Adaptive, Budget, Controller, Fixed, HalvingDoubling, Unit
 from kedge.objective.correction import Correction, correction_weights
+from kedge.objective.divergence_mask import DivergenceMask
+from kedge.objective.gae import gae, terminal_rewards
 from kedge.objective.policy_loss import PolicyLoss, TokenInputs
 from kedge.objective.trust_region import TrustRegion, clip_masks, ratio, surrogate
+from kedge.objective.value_loss import explained_variance, value_loss
 
 __all__ = [
     "Adaptive",
@@ -27,7 +31,9 @@ __all__ = [
     "Budget",
     "Controller",
     "Correction",
+    "DivergenceMask",
     "Fixed",
+    "HalvingDoubling",
     "PolicyLoss",
     "TokenInputs",
     "TrustRegion",
@@ -36,10 +42,13 @@ __all__ = [
     "anchor_rewards",
     "anchor_term",
     "anchor_to_go",
+    "anchor_token_rewards",
     "anchor_values",
     "caution",
     "clip_masks",
     "correction_weights",
+    "explained_variance",
+    "gae",
     "group_advantages",
     "masked_mean",
     "masked_sum",
@@ -49,4 +58,7 @@ __all__ = [
     "refusal",
     "reward_to_go",
     "surrogate",
+    "terminal_rewards",
+    "value_loss",
+    "whiten",
 ]

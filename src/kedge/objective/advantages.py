@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kedge.objective.aggregate import pad, valid_positions
+from kedge.objective.aggregate import masked_mean, pad, valid_positions
 
 Kind = Literal["group", "mean", "leave_one_out", "batch"]
 Std = Literal["population", "sample"]
@@ -138,3 +138,46 @@ def position_baseline(
     others = (sizes[index] - 1).clamp(min=1)[:, None]
     baseline = (sums[index] - table) / others
     return torch.where(sizes[index][:, None] > 1, baseline, 0.0)[valid]
+
+
+def whiten(
+    advantages: Float[Tensor, " N"],
+    mask: Bool[Tensor, " N"],
+    *,
+    mean: float | None = None,
+    std: float | None = None,
+) -> Float[Tensor, " N"]:
+    """Shift and scale the advantages to mean 0 and standard deviation 1 over the unmasked tokens of the batch.
+
+        (A − mean)/std,   std² = Σ m·(A − mean)²/Σ m
+
+    The unit of the reward drops out, and with it the meaning of a coefficient in reward per nat: β, the penalty and
+    the entropy bonus then count in standard deviations of the advantage.
+
+    Args:
+        advantages: Of every token, in packed order.
+        mask: Tokens that count: drawn by the policy, in a response that could be scored.
+        mean: That of the global batch, where this is one of its parts; by default that of what is given.
+        std: The same of the standard deviation.
+
+    Returns:
+        Whitened advantages; 0 for masked tokens, and for all where they are equal.
+
+    Raises:
+        ValueError: ``std`` is negative.
+
+    >>> whiten(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False])).tolist()
+    [-1.0, 1.0, 0.0]
+    """
+    if std is not None and std < 0:
+        raise ValueError(f"std must not be negative, got {std}")
+    centre = masked_mean(advantages, mask) if mean is None else mean
+    shifted = torch.where(mask, advantages - centre, 0.0)
+    if std is not None:
+        return shifted / std if std else torch.zeros_like(shifted)
+    if not bool(mask.any()):
+        return shifted
+    low, high = advantages[mask].aminmax()
+    if bool(low == high):
+        return torch.zeros_like(shifted)
+    return shifted / masked_mean(shifted.square(), mask).sqrt()

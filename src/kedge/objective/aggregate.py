@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 Mode = Literal["token_mean", "sequence_mean", "constant"]
@@ -50,7 +50,7 @@ def pad(values: Float[Tensor, " N"], valid: Bool[Tensor, "R T"]) -> Float[Tensor
     return values.new_zeros(valid.shape).masked_scatter(valid, values)
 
 
-def spread(values: Float[Tensor, " R"], lengths: Int[Tensor, " R"]) -> Float[Tensor, " N"]:
+def spread(values: Shaped[Tensor, " R"], lengths: Int[Tensor, " R"]) -> Shaped[Tensor, " N"]:
     """Give every token the value of its response.
 
     >>> spread(torch.tensor([5.0, 7.0]), torch.tensor([2, 1])).tolist()

@@ -29,7 +29,7 @@ class Anchor:
 
     In the ``reward``, nothing is differentiated::
 
-        published  −β Σ_t k_t joins the response's reward, before the group's normalisation
+        published  −β k_t joins the token's reward; over a group −β Σ_t k_t the response's, before it is normalised
         token      −β L_t joins the token's advantage, after the normalisation
         sequence   −β Σ_{u≥t} L_u joins the token's advantage, after the normalisation
 
@@ -113,8 +113,13 @@ def refusal(anchor: Anchor) -> str | None:
     return None
 
 
-def caution(anchor: Anchor) -> str | None:
+def caution(anchor: Anchor, *, rescaled: bool = True) -> str | None:
     """Describe in one line what a known bias of the field's practice does; None if there is none.
+
+    Args:
+        anchor: The anchor.
+        rescaled: Whether rewards are divided by their standard deviation once the anchor has joined them, as in
+            advantages ``group`` and ``batch``.
 
     >>> caution(Anchor("k3", gradient="published"))[:52]
     'k3 as a loss has the gradient of KL(reference‖policy'
@@ -135,6 +140,8 @@ def caution(anchor: Anchor) -> str | None:
             "k3 in the reward has the gradient of KL(policy‖reference) − KL(reference‖policy), which "
             "vanishes to first order: almost no anchor; k1 is right"
         )
+    if not rescaled:
+        return None
     return "the group's standard deviation divides a KL put in the reward before it, and so rescales β"
 
 
@@ -157,6 +164,38 @@ def anchor_values(anchor: Anchor, scores: Mapping[str, Tensor]) -> Float[Tensor,
     return ESTIMATORS[anchor.measure](scores["log_prob"], scores["reference.log_prob"])
 
 
+def anchor_token_rewards(
+    anchor: Anchor, beta: float, scores: Mapping[str, Tensor], mask: Bool[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """Return what the anchor adds to each token's reward: −β·k_t, RLHF's form.
+
+    To the rewards of whole responses on their last tokens (`terminal_rewards`) this adds up to what `gae` takes;
+    there the critic learns both together.
+
+    Args:
+        anchor: Placement ``reward``, gradient ``published``.
+        beta: β, in reward per nat.
+        scores: ``log_prob`` and `Anchor.outputs` of the policy that drew the tokens.
+        mask: Tokens that count; the others get 0.
+
+    Returns:
+        One amount a token, detached.
+
+    Raises:
+        ValueError: Another placement or gradient: it acts elsewhere.
+
+    Source: Ziegler et al. 2019, arXiv 1909.08593, section 2.1; Ouyang et al. 2022, arXiv 2203.02155.
+
+    >>> scores = {"log_prob": torch.tensor([-1.0, -2.0]), "reference.log_prob": torch.tensor([-3.0, -2.5])}
+    >>> anchor = Anchor("k1", placement="reward", gradient="published")
+    >>> anchor_token_rewards(anchor, 0.5, scores, torch.tensor([True, True])).tolist()
+    [-1.0, -0.25]
+    """
+    if anchor.placement != "reward" or anchor.gradient != "published":
+        raise ValueError(f"only placement reward with gradient published joins the reward, got {anchor}")
+    return -beta * torch.where(mask, anchor_values(anchor, scores).detach(), 0.0)
+
+
 def anchor_rewards(
     anchor: Anchor,
     beta: float,
@@ -172,7 +211,7 @@ def anchor_rewards(
     Args:
         anchor: Placement ``reward``, gradient ``published``.
         beta: β, in reward per nat.
-        scores: ``log_prob`` and `Anchor.outputs` of the policy that drew the tokens.
+        scores: As for `anchor_token_rewards`, whose sum over each response this is.
         mask: Tokens that count.
         lengths: Tokens of each response.
 
@@ -189,10 +228,7 @@ def anchor_rewards(
     >>> anchor_rewards(anchor, 0.5, scores, torch.tensor([True, True]), torch.tensor([2])).tolist()
     [-1.25]
     """
-    if anchor.placement != "reward" or anchor.gradient != "published":
-        raise ValueError(f"only placement reward with gradient published joins the reward, got {anchor}")
-    values = torch.where(mask, anchor_values(anchor, scores).detach(), 0.0)
-    return -beta * per_response_sum(values, lengths)
+    return per_response_sum(anchor_token_rewards(anchor, beta, scores, mask), lengths)
 
 
 def anchor_to_go(

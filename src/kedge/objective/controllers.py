@@ -1,4 +1,4 @@
-"""What sets β: fixed, adaptive, or solved for from a budget of KL."""
+"""What sets β: fixed, adaptive, halved or doubled, or solved for from a budget of KL."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Unit = Literal["nats/token", "nats/response"]
 
 @runtime_checkable
 class Controller(Protocol):
-    """Sets β from the KL(policy‖reference) that is measured after each step.
+    """Sets β from the KL that it weighs: KL(policy‖reference) after each step, for a penalty KL(old‖policy).
 
     ``unit`` says what ``update`` expects: ``nats/token`` is the sum over all response tokens of the batch
     divided by their number, ``nats/response`` the same sum divided by the number of responses.
@@ -109,6 +109,65 @@ class Adaptive:
         self.beta = state["beta"]
 
 
+class HalvingDoubling:
+    """PPO-Penalty's rule: β is halved where an update went less far than wanted, doubled where it went further.
+
+        β ← β/2  if KL < target/1.5        β ← 2β  if KL > 1.5·target        β otherwise
+
+    KL is that of old and updated policy, KL(old‖policy), after the updates on one batch of responses. β stays
+    within [low, high]: an update that cannot use its target up does not wind β down without end.
+
+    Args:
+        beta: β > 0 at the start, in reward per nat.
+        target: KL > 0 that each policy update is to use, in ``unit``.
+        unit: Of the target and of the KL.
+        low: Lower bound of β, beta/2²⁰ when left out.
+        high: Upper bound of β, 2²⁰·beta when left out.
+
+    Raises:
+        ValueError: β or target is not above 0, or not finite, or not 0 < low ≤ beta ≤ high.
+
+    Source: Schulman et al. 2017, arXiv 1707.06347, section 4; the bounds are Kedge's.
+
+    >>> controller = HalvingDoubling(beta=1.0, target=0.3)
+    >>> [controller.update(kl, responses=64) for kl in (0.1, 0.3, 0.5)]
+    [0.5, 0.5, 1.0]
+    """
+
+    MARGIN = 1.5
+    REACH = 2.0**20
+
+    def __init__(
+        self,
+        beta: float,
+        target: float,
+        unit: Unit = "nats/token",
+        low: float | None = None,
+        high: float | None = None,
+    ) -> None:
+        self.beta = _above_zero("beta", beta)
+        self.target = _above_zero("target", target)
+        self.unit: Unit = unit
+        self.low, self.high = _bounds(self.beta, low, high, self.REACH)
+
+    def update(self, kl: float, *, responses: int) -> float:
+        """Take in KL(old‖policy) after the updates of a step; return the new β."""
+        kl = _kl(kl)
+        if kl < self.target / self.MARGIN:
+            self.beta = max(self.beta / 2, self.low)
+        elif kl > self.target * self.MARGIN:
+            self.beta = min(self.beta * 2, self.high)
+        return self.beta
+
+    def state_dict(self) -> dict[str, float]:
+        """Return β."""
+        return {"beta": self.beta}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Take β from a `state_dict`."""
+        self.beta = state["beta"]
+
+
 class Budget:
     """The constraint KL ≤ budget itself: β is its dual variable, found by damped dual ascent on log β.
 
@@ -158,10 +217,7 @@ class Budget:
         self.budget = _above_zero("budget", budget)
         self.unit: Unit = unit
         beta = self.START[unit] if beta is None else _above_zero("beta", beta)
-        self.low = _above_zero("low", beta / 100 if low is None else low)
-        self.high = _above_zero("high", beta * 100 if high is None else high)
-        if not self.low <= beta <= self.high:
-            raise ValueError(f"β must start between its bounds {self.low:g} and {self.high:g}, got {beta:g}")
+        self.low, self.high = _bounds(beta, low, high, 100.0)
         self._integral = math.log(beta)
         self._violation: float | None = None
 
@@ -191,6 +247,15 @@ class Budget:
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Go on from a `state_dict`."""
         self._integral, self._violation = state["integral"], state.get("violation")
+
+
+def _bounds(beta: float, low: float | None, high: float | None, reach: float) -> tuple[float, float]:
+    """Return the bounds of β; those that are left out lie ``reach`` times below and above its start."""
+    lowest = _above_zero("low", beta / reach if low is None else low)
+    highest = _above_zero("high", beta * reach if high is None else high)
+    if not lowest <= beta <= highest:
+        raise ValueError(f"β must start between its bounds {lowest:g} and {highest:g}, got {beta:g}")
+    return lowest, highest
 
 
 def _above_zero(name: str, value: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from kedge.errors import UserError
-from kedge.training.config import ComputeConfig, GrpoStage, SftStage
+from kedge.training.config import ComputeConfig, PolicyStage, SftStage
 from kedge.training.examples import Examples
 
 COMPILING_PAYS = 10**10
@@ -44,7 +44,7 @@ def sft_logits(stage: SftStage, examples: Examples, tokens: int) -> float:
     return stage.steps * stage.batch_size * targets * tokens
 
 
-def policy_logits(stage: GrpoStage, tokens: int) -> int:
+def policy_logits(stage: PolicyStage, tokens: int) -> int:
     """Logits that policy optimisation will make at most, in its updates alone."""
     return stage.steps * stage.responses_per_step * stage.epochs * stage.rollout.max_new_tokens * tokens
 

@@ -8,10 +8,10 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from kedge.training.config import GrpoStage, Recipe, SftStage
+from kedge.training.config import PpoStage, Recipe, SftStage, Stage, TrustRegionConfig
 
 
-def derived_sizes(stage: SftStage | GrpoStage) -> list[tuple[str, str]]:
+def derived_sizes(stage: Stage) -> list[tuple[str, str]]:
     """Give the sizes that a stage's settings amount to, with units.
 
     >>> from kedge.training.recipe import parse_recipe
@@ -37,7 +37,7 @@ def derived_sizes(stage: SftStage | GrpoStage) -> list[tuple[str, str]]:
     text = hold.get(controller.kind, "β solved for a budget of {budget:g} {unit}").format(
         **controller.model_dump()
     )
-    return [
+    sizes = [
         (
             "responses a step",
             f"{responses} ({rollout.prompts_per_step} prompts × {rollout.responses_per_prompt} responses)",
@@ -53,7 +53,29 @@ def derived_sizes(stage: SftStage | GrpoStage) -> list[tuple[str, str]]:
             "anchor",
             f"{stage.anchor.measure} KL in the {stage.anchor.placement}, gradient {stage.anchor.gradient}; {text}",
         ),
+        ("trust region", _trust_region(stage.trust_region)),
     ]
+    return [*sizes, ("critic", _critic(stage))] if isinstance(stage, PpoStage) else sizes
+
+
+def _trust_region(region: TrustRegionConfig) -> str:
+    """Put in words what keeps a step small."""
+    bounds = "" if region.kind == "none" else f" {1 - region.low:g} to {1 + region.high:g}"
+    parts = [f"ratio {region.kind}{bounds}" + (f", dual {region.dual:g}" if region.dual is not None else "")]
+    if (penalty := region.penalty) is not None:
+        hold = f" towards {penalty.target:g} nats/token a step" if penalty.target is not None else ""
+        parts.append(f"penalty on exact KL(old‖policy), β {penalty.beta:g}{hold}")
+    if (mask := region.mask) is not None:
+        parts.append(f"{mask.level}s masked beyond {mask.form} {mask.measure} {mask.threshold:g}")
+    return "; ".join(parts)
+
+
+def _critic(stage: PpoStage) -> str:
+    """Put in words what says the values, and what they are used for."""
+    critic, gae = stage.critic, stage.advantage
+    backbone = critic.path or ("the policy's own" if critic.shared else "a copy of the policy's")
+    rate = "" if critic.shared else f", learning rate {critic.optimizer.learning_rate:g}"
+    return f"backbone {backbone}{rate}; GAE with γ {gae.discount:g}, λ {gae.trace:g}"
 
 
 def print_plan(recipe: Recipe) -> None:

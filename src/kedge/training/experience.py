@@ -32,6 +32,10 @@ class Experience:
     old_log_probs: Float[Tensor, " N"] | None = None
     old_hidden: Float[Tensor, "N H"] | None = None
     correction: Float[Tensor, " N"] | None = None
+    values: Float[Tensor, " N"] | None = None
+    """Of the critic, before the first update."""
+    returns: Float[Tensor, " N"] | None = None
+    """What its values should have been."""
     statistics: Mapping[str, Float[Tensor, " N"]] | None = None
     """What the old policy's pass found, for the first update."""
 
@@ -53,6 +57,8 @@ class Experience:
             old_log_probs=chosen(self.old_log_probs),
             old_hidden=chosen(self.old_hidden),
             correction=chosen(self.correction),
+            values=chosen(self.values),
+            returns=chosen(self.returns),
             statistics={name: value[tokens] for name, value in self.statistics.items()}
             if self.statistics
             else None,

@@ -10,15 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kedge.objective import (
-    PolicyLoss,
-    anchor_rewards,
-    correction_weights,
-    group_advantages,
-)
+from kedge.objective import PolicyLoss, correction_weights
 from kedge.rollout import Rollout
 from kedge.training.collect import Batch, Collector
-from kedge.training.config import GrpoStage
+from kedge.training.config import GrpoStage, PpoStage
+from kedge.training.credit import Credit, Rewarded, critic_credit, group_credit
+from kedge.training.critic import CriticWork
 from kedge.training.experience import Experience
 from kedge.training.measures import MEASURED, length_metrics, policy_metrics, reward_metrics
 from kedge.training.scoring import Scorer
@@ -30,11 +27,12 @@ Metrics = dict[str, float]
 class Gatherer:
     """Makes the experience of a step."""
 
-    stage: GrpoStage
+    stage: GrpoStage | PpoStage
     model: PreTrainedModel
     reference: PreTrainedModel
     scorer: Scorer
     collector: Collector
+    critic: CriticWork | None = None
 
     def gather(self, step: int, loss: PolicyLoss) -> tuple[Experience, Metrics]:
         """Roll out, score and reward; ``loss`` says which statistics the first update needs."""
@@ -42,7 +40,7 @@ class Gatherer:
         started = time.perf_counter()
         rollout = batch.rollout
         reference_hidden = self.scorer.hidden_in_parts(self.reference, rollout)
-        old, old_hidden = self._old_pass(rollout, reference_hidden, loss)
+        old, hidden = self._old_pass(rollout, reference_hidden, loss)
         metrics |= {**reward_metrics(batch.rewards), **length_metrics(rollout)}
         if old is not None:
             metrics |= policy_metrics(old, rollout)
@@ -56,20 +54,23 @@ class Gatherer:
                 self.stage.correction.build(),
             )
             metrics["correction/weight_mean"] = float(correction.mean())
-        advantages = self._advantages(batch, old, loss)
-        metrics["advantage/zero_fraction"] = float((advantages == 0).double().mean())
+        learn = self._learn(batch)
+        credit = self._credit(Rewarded(rollout, self._total(batch), learn, old, loss), hidden)
+        metrics |= credit.metrics
         metrics["seconds/score"] = time.perf_counter() - started
         experience = Experience(
             rollout=rollout,
             rows=torch.tensor(batch.response_rows, device=rollout.group.device),
             rewards=batch.rewards,
-            advantages=advantages.repeat_interleave(rollout.response_lengths),
-            learn=self._learn(batch),
+            advantages=credit.advantages,
+            learn=learn,
             reference_hidden=reference_hidden,
             old_log_probs=old_log_probs,
-            old_hidden=old_hidden,
+            old_hidden=hidden if self.stage.measures_old else None,
             correction=correction,
-            statistics={name: old[name] for name in loss.statistics()} if old is not None else None,
+            values=credit.values,
+            returns=credit.returns,
+            statistics=_first_statistics(loss, old) if old is not None else None,
         )
         return experience, metrics
 
@@ -82,6 +83,8 @@ class Gatherer:
             self.stage.updates_per_step > 1
             or self.stage.correction.kind != "none"
             or self.stage.anchor.placement == "reward"
+            or self.stage.measures_old
+            or (self.critic is not None and self.critic.shared)
             or bool(loss.statistics())
         )
 
@@ -96,24 +99,23 @@ class Gatherer:
             self.scorer.head(self.model),
             rollout,
             {"reference": (reference_hidden, self.scorer.head(self.reference))},
-            MEASURED | loss.statistics(),
+            MEASURED | _of_policy(loss.statistics()),
         )
-        return scores, hidden if self.stage.old_kl_limit is not None else None
+        return scores, hidden
 
-    def _advantages(
-        self, batch: Batch, old: dict[str, Tensor] | None, loss: PolicyLoss
-    ) -> Float[Tensor, " R"]:
+    def _credit(self, given: Rewarded, hidden: Float[Tensor, "N H"] | None) -> Credit:
+        """The one place where GRPO and PPO part before the updates."""
+        if isinstance(self.stage, GrpoStage):
+            return group_credit(self.stage.advantage, given)
+        assert self.critic is not None  # a PPO stage has one
+        return critic_credit(self.stage.advantage, given, self.critic.values(given.rollout, hidden))
+
+    def _total(self, batch: Batch) -> Float[Tensor, " R"]:
+        """Reward of each response, less what being cut costs."""
         total = batch.rewards["total"].clone()
-        rollout = batch.rollout
         if self.stage.rollout.truncation_penalty is not None:
-            total = total - self.stage.rollout.truncation_penalty * (~rollout.finished)
-        if loss.anchor.placement == "reward" and loss.anchor.gradient == "published" and old is not None:
-            total = total + anchor_rewards(
-                loss.anchor, loss.beta, old, rollout.mask, rollout.response_lengths
-            )
-        return group_advantages(
-            total.to(torch.float32), rollout.group, self.stage.advantage.kind, std=self.stage.advantage.std
-        )
+            total = total - self.stage.rollout.truncation_penalty * (~batch.rollout.finished)
+        return total
 
     def _learn(self, batch: Batch) -> Tensor:
         """Responses that take part in the policy loss."""
@@ -121,3 +123,15 @@ class Gatherer:
         if self.stage.rollout.truncated == "mask":
             learn = learn & batch.rollout.finished
         return learn
+
+
+def _of_policy(outputs: frozenset[str]) -> frozenset[str]:
+    """Leave out what compares with the old policy."""
+    return frozenset(name for name in outputs if not name.startswith("old."))
+
+
+def _first_statistics(loss: PolicyLoss, old: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Statistics of the policy before the first update, when every divergence from the old one is 0."""
+    outputs = loss.statistics()
+    here = _of_policy(outputs)
+    return {name: old[name] if name in here else torch.zeros_like(old["log_prob"]) for name in outputs}

@@ -11,10 +11,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedge.models import context_length
 from kedge.rewards import RewardSet
-from kedge.training.config import ExamplesConfig, GrpoStage, PromptsConfig, SftStage
+from kedge.training.config import (
+    ExamplesConfig,
+    PolicyStage,
+    PpoStage,
+    PromptsConfig,
+    SftStage,
+    Stage,
+)
 from kedge.training.examples import Examples, encode_examples
 from kedge.training.prompts import Prompts, encode_prompts
-from kedge.training.resources import load_function, make_reference, make_rewards, rows_of
+from kedge.training.resources import load_function, make_critic, make_reference, make_rewards, rows_of
 
 Rewards = Sequence[Callable[..., Any]] | Mapping[str, Callable[..., Any]] | None
 
@@ -53,7 +60,7 @@ class PolicyInputs:
     notes: list[str]
 
 
-def load_inputs(stage: SftStage | GrpoStage, materials: Materials) -> SftInputs | PolicyInputs:
+def load_inputs(stage: Stage, materials: Materials) -> SftInputs | PolicyInputs:
     """Load what a stage needs.
 
     Raises:
@@ -91,7 +98,7 @@ def _examples(
     return examples
 
 
-def _policy(stage: GrpoStage, materials: Materials) -> PolicyInputs:
+def _policy(stage: PolicyStage, materials: Materials) -> PolicyInputs:
     notes: list[str] = []
     rewards, heldout_rewards = (make_rewards(stage.rewards, materials.rewards) for _ in range(2))
     train = _prompts(stage, stage.data, materials, "data", notes)
@@ -102,11 +109,13 @@ def _policy(stage: GrpoStage, materials: Materials) -> PolicyInputs:
         heldout_rewards.check_columns(heldout.column_names)
     if stage.reference is not None:  # checked now, loaded when the stage begins
         make_reference(stage.reference, materials.reference, materials.model, materials.tokenizer)
+    if isinstance(stage, PpoStage) and stage.critic.path is not None:  # the same
+        make_critic(stage.critic, materials.model, materials.tokenizer)
     return PolicyInputs(train, heldout, rewards, heldout_rewards, notes)
 
 
 def _prompts(
-    stage: GrpoStage, data: PromptsConfig, materials: Materials, key: str, notes: list[str]
+    stage: PolicyStage, data: PromptsConfig, materials: Materials, key: str, notes: list[str]
 ) -> Prompts:
     prompts, dropped = encode_prompts(
         rows_of(data, materials.seed),

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kedge.errors import RunError, UserError
 from kedge.runs import RunDirectory
 from kedge.training.checkpoint import Checkpoints, Moment, link_final_model, restore_weights
-from kedge.training.config import GrpoStage, SftStage
+from kedge.training.config import Stage
 from kedge.training.interrupt import Interrupt, Interrupted
 from kedge.training.optimization import Updater
 from kedge.training.progress import Progress
@@ -60,7 +60,7 @@ class Work(Protocol):
 class Session:
     """What the loop and the work share in one stage."""
 
-    stage: SftStage | GrpoStage
+    stage: Stage
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
@@ -71,6 +71,8 @@ class Session:
     identity: Mapping[str, str] = field(default_factory=dict)
     """Hashes that must be the same on resume, by what they are of."""
     updater: Updater = field(init=False)
+    other_updaters: list[Updater] = field(default_factory=list)
+    """Of what the work trains beside the policy; saved by the work, watched by the loop."""
     checkpoints: Checkpoints = field(init=False)
     step: int = 0
     best: float = -math.inf
@@ -143,7 +145,8 @@ def _step(session: Session, work: Work) -> None:
     started = time.perf_counter()
     metrics = work.step(session.step)
     session.step += 1
-    metrics["skipped_updates"] = float(session.updater.skipped)
+    updaters = [session.updater, *session.other_updaters]
+    metrics["skipped_updates"] = float(sum(updater.skipped for updater in updaters))
     metrics["memory_peak_bytes"] = float(_peak_memory(session.device))
     metrics["seconds/total"] = time.perf_counter() - started
     last = session.step == session.stage.steps
@@ -155,7 +158,8 @@ def _step(session: Session, work: Work) -> None:
     if last or improved or session.step % session.stage.checkpoint.every == 0:
         session.save(work)
     session.mark_best()
-    session.updater.check(session.step)
+    for updater in updaters:
+        updater.check(session.step)
 
 
 def _evaluate(session: Session, work: Work) -> tuple[Metrics, bool]:

@@ -43,6 +43,8 @@ class Updater:
     model: nn.Module
     config: OptimizerConfig
     steps: int
+    section: str = "optimizer"
+    """Where its settings stand in the stage."""
     optimizer: torch.optim.AdamW = field(init=False)
     skipped: int = 0
     skipped_in_a_row: int = 0
@@ -99,7 +101,7 @@ class Updater:
             raise Diverged(
                 f"step {step}: loss or gradient was NaN or infinite in {SKIPS_IN_A_ROW} updates in a row; none of "
                 "them was applied. The samples are in samples.jsonl (kind: skipped). Lower "
-                "optimizer.learning_rate, or look at the rewards of those samples, and go on with resume=true"
+                f"{self.section}.learning_rate, or look at the rewards of those samples, and go on with resume=true"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from kedge.objective import Controller, PolicyLoss, TokenInputs, aggregation_wei
 from kedge.training.checkpoint import Moment
 from kedge.training.checks import start_of_run
 from kedge.training.collect import Collector, describe
-from kedge.training.config import GrpoStage
+from kedge.training.config import GrpoStage, PpoStage
+from kedge.training.critic import CriticWork
 from kedge.training.evaluation import PolicyEvaluator
 from kedge.training.experience import Experience
 from kedge.training.gather import Gatherer
@@ -26,18 +27,28 @@ from kedge.training.measures import MEASURED, policy_metrics
 from kedge.training.scoring import Scorer, parts
 from kedge.training.seeds import generator
 
+VALUE_LOSS = "critic.loss"
+"""What a critic on the policy's backbone adds to the scores of an update."""
+
 
 @dataclass
 class PolicyWork:
-    """The steps of GRPO and what is carried from one to the next."""
+    """The steps of GRPO and PPO and what is carried from one to the next.
+
+    PPO differs in two places: the gatherer asks the critic where GRPO compares a group (`Gatherer._credit`), and
+    every update trains the critic too (`_update`, or `accumulate` on a shared backbone).
+    """
 
     session: Session
-    stage: GrpoStage
+    stage: GrpoStage | PpoStage
     reference: PreTrainedModel
     scorer: Scorer
     collector: Collector
     controller: Controller
     evaluator: PolicyEvaluator | None
+    penalty: Controller | None = None
+    """Sets β of KL(old‖policy), where the trust region has such a penalty."""
+    critic: CriticWork | None = None
     gatherer: Gatherer = field(init=False)
     experience: Experience | None = None
     metrics: Metrics = field(default_factory=dict)
@@ -45,7 +56,9 @@ class PolicyWork:
     old_head: Head | None = None
 
     def __post_init__(self) -> None:
-        self.gatherer = Gatherer(self.stage, self.session.model, self.reference, self.scorer, self.collector)
+        self.gatherer = Gatherer(
+            self.stage, self.session.model, self.reference, self.scorer, self.collector, self.critic
+        )
 
     def step(self, step: int) -> Metrics:
         """Roll out, update ``epochs × minibatches`` times, let the controller set the next β."""
@@ -55,13 +68,14 @@ class PolicyWork:
                 self.metrics |= start_of_run(
                     self.session, self.reference, self.scorer, self.experience.rollout
                 )
-            if self.stage.old_kl_limit is not None:
+            if self.stage.measures_old:
                 self.old_head = self.scorer.head(self.session.model).snapshot()
         started = time.perf_counter()
         while len(self.updates) < self.stage.updates_per_step:
             self.session.interrupt.check()
             if not self._update(step, self.experience):
                 break
+        self._adapt_penalty(self.experience)
         return self._finish(self.experience, time.perf_counter() - started)
 
     def loss(self) -> PolicyLoss:
@@ -71,6 +85,8 @@ class PolicyWork:
             anchor=self.stage.anchor.build(),
             beta=self.controller.beta,
             entropy_coefficient=self.stage.entropy_bonus,
+            penalty=self.penalty.beta if self.penalty is not None else 0.0,
+            mask=mask.build() if (mask := self.stage.trust_region.mask) is not None else None,
         )
 
     def _update(self, step: int, experience: Experience) -> bool:
@@ -94,18 +110,20 @@ class PolicyWork:
                 batch.rollout, batch.rows.tolist(), batch.rewards, collector.prompts, collector.tokenizer
             )
             self.session.run.samples([{"step": step, "kind": "skipped", **row} for row in rows])
-        self.updates.append({**found, **applied})
+        learnt = self.critic.update(step, batch) if self.critic is not None else {}
+        self.updates.append({**found, **applied, **learnt})
         return True
 
     def _minibatch(self, step: int, group: Tensor) -> Tensor:
-        """Responses of the next update: whole groups, in a fresh order each epoch, the same whenever asked for."""
+        """Give the responses of the next update, the same whenever asked; each epoch has an order of its own."""
         epoch, index = divmod(len(self.updates), self.stage.minibatches)
         if self.stage.minibatches == 1:
             return torch.arange(len(group), device=group.device)
         draw = generator(self.session.seed, "minibatches", step, epoch)
-        order = torch.randperm(self.stage.rollout.prompts_per_step, generator=draw)
+        order = torch.randperm(self.stage.units_per_step, generator=draw)
         chosen = order.chunk(self.stage.minibatches)[index].to(group.device)
-        return torch.nonzero(torch.isin(group, chosen)).flatten()
+        unit = group if self.stage.whole_groups else torch.arange(len(group), device=group.device)
+        return torch.nonzero(torch.isin(unit, chosen)).flatten()
 
     def accumulate(self, batch: Experience) -> tuple[float, dict[str, Tensor], TokenInputs]:
         """Add up the gradients of one update over its micro-batches; give its loss and scores."""
@@ -120,8 +138,9 @@ class PolicyWork:
             def per_token(scores: dict[str, Tensor], rows: slice, here: TokenInputs = here) -> Tensor:
                 return loss(scores, here.rows(rows))
 
+            hidden = self.scorer.hidden(self.session.model, part)
             value, scores = reduce(
-                self.scorer.hidden(self.session.model, part),
+                hidden,
                 head,
                 part.response_tokens,
                 per_token,
@@ -129,15 +148,19 @@ class PolicyWork:
                 want=want,
                 **self.scorer.options,
             )
+            if self.critic is not None and self.critic.shared:
+                losses = self.critic.losses(hidden, batch, rows)
+                value = value + self.critic.coefficient * losses.sum()
+                scores = {**scores, VALUE_LOSS: losses.detach()}
             torch.autograd.backward(value)
             total += float(value.detach())
             found.append(scores)
-        return total, {name: torch.cat([scores[name] for scores in found]) for name in want}, inputs
+        return total, {name: torch.cat([scores[name] for scores in found]) for name in found[0]}, inputs
 
     def _measured(self) -> frozenset[str]:
         """Head outputs that are measured whatever the loss is."""
-        limited = frozenset({"old.forward_kl"}) if self.stage.old_kl_limit is not None else frozenset[str]()
-        return limited if self.gatherer.needs_old_pass(self.loss()) else MEASURED
+        moved = frozenset({"old.forward_kl"}) if self.stage.measures_old else frozenset[str]()
+        return moved if self.gatherer.needs_old_pass(self.loss()) else MEASURED
 
     def _anchors(self, batch: Experience, rows: slice) -> dict[str, tuple[Tensor, Head]]:
         anchors = {"reference": (batch.reference_hidden[rows], self.scorer.head(self.reference))}
@@ -188,6 +211,8 @@ class PolicyWork:
         metrics = {name: float(value) / used for name, value in self.loss().metrics(scores, inputs).items()}
         if scores.keys() >= MEASURED:
             metrics |= policy_metrics(scores, rollout)
+        if VALUE_LOSS in scores:
+            metrics["critic/loss"] = float(scores[VALUE_LOSS].sum())
         if "old.forward_kl" in scores:
             metrics["kl/old_policy/exact"] = float(masked_mean(scores["old.forward_kl"], rollout.mask))
         if batch.old_log_probs is not None:
@@ -198,6 +223,19 @@ class PolicyWork:
             metrics["kl/sampler_policy/k3"] = float(masked_mean(mismatch, rollout.mask))
         return metrics
 
+    @torch.no_grad()
+    def _adapt_penalty(self, experience: Experience) -> None:
+        """Measure how far the step has carried the policy from the old one, and set the next step's β by it."""
+        if self.penalty is None:
+            return
+        rollout, model = experience.rollout, self.session.model
+        hidden = self.scorer.hidden_in_parts(model, rollout)
+        old = {"old": self._anchors(experience, slice(None))["old"]}
+        scores = self.scorer.scores(hidden, self.scorer.head(model), rollout, old, {"old.forward_kl"})
+        kl = float(masked_mean(scores["old.forward_kl"], rollout.mask))
+        self.metrics |= {"kl/old_policy/exact_after_step": kl, "trust_region/beta": self.penalty.beta}
+        self.penalty.update(kl, responses=len(rollout.group))
+
     def _finish(self, experience: Experience, seconds: float) -> Metrics:
         """Sum the step up, move β, forget the responses."""
         metrics = {
@@ -207,7 +245,7 @@ class PolicyWork:
         }
         for name in dict.fromkeys(name for update in self.updates for name in update):
             values = [update[name] for update in self.updates if name in update]
-            latest = name.startswith("kl/old_policy") or name == "learning_rate"
+            latest = name.startswith("kl/old_policy") or name.endswith("learning_rate")
             metrics.setdefault(name, values[-1] if latest else sum(values) / len(values))
         metrics |= {"anchor/beta": self.controller.beta, **self._budget()}
         per_response = self.controller.unit == "nats/response"
@@ -244,6 +282,8 @@ class PolicyWork:
         return {
             "collector": self.collector.state(),
             "controller": self.controller.state_dict(),
+            "penalty": self.penalty.state_dict() if self.penalty is not None else None,
+            "critic": self.critic.state() if self.critic is not None else None,
             "experience": self.experience.state() if self.experience is not None else None,
             "metrics": self.metrics,
             "updates": self.updates,
@@ -256,6 +296,10 @@ class PolicyWork:
         """Take up ``state``."""
         self.collector.restore(state["collector"])
         self.controller.load_state_dict(state["controller"])
+        if self.penalty is not None:
+            self.penalty.load_state_dict(state["penalty"])
+        if self.critic is not None:
+            self.critic.restore(state["critic"])
         experience = state["experience"]
         self.experience = Experience.from_state(experience, self.session.device) if experience else None
         self.metrics, self.updates = state["metrics"], state["updates"]

@@ -12,9 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kedge.data import Rows, format_rows, load_rows
 from kedge.errors import RunError, UserError
 from kedge.models import (
+    Critic,
     build_model,
+    critic_beside,
     disable_dropout,
     frozen_copy,
+    load_critic,
     load_model,
     load_tokenizer,
     special_tokens,
@@ -24,6 +27,7 @@ from kedge.models import (
 )
 from kedge.rewards import RewardSet, load_reward
 from kedge.training.config import (
+    CriticConfig,
     ExamplesConfig,
     ModelConfig,
     PromptsConfig,
@@ -140,7 +144,7 @@ def make_reference(
     model = given if given is not None else load_model(str(config.path if config else ""), dtype=policy.dtype)
     source = config.path if config is not None else "the reference given"
     if config is not None:
-        _require_same_tokens(config.path, tokenizer)
+        _require_same_tokens("reference", config.path, tokenizer)
     rows = [
         usable_vocabulary(m, tokenizer) or m.get_output_embeddings().weight.shape[0] for m in (policy, model)
     ]
@@ -153,8 +157,26 @@ def make_reference(
     return frozen_copy(model).to(policy.device)
 
 
-def _require_same_tokens(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a reference whose own tokenizer, if it has one, gives other ids to the same text."""
+def make_critic(config: CriticConfig, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Critic:
+    """Give the critic as it is before the first step."""
+    if config.path is None:
+        return critic_beside(policy, shared=config.shared)
+    _require_same_tokens("critic", config.path, tokenizer)
+    critic = load_critic(config.path, dtype=policy.dtype)
+    assert critic.backbone is not None  # what is loaded has one
+    theirs = int(critic.backbone.get_input_embeddings().weight.shape[0])
+    needed = usable_vocabulary(policy, tokenizer) or int(policy.get_output_embeddings().weight.shape[0])
+    if theirs < needed:
+        raise UserError(
+            f"critic: {config.path} has a vocabulary of {theirs} entries, the policy of {needed}: it cannot read the "
+            "policy's tokens; take a model with the policy's tokenizer"
+        )
+    disable_dropout(critic.backbone)
+    return critic.to(policy.device)
+
+
+def _require_same_tokens(what: str, path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a model whose own tokenizer, if it has one, gives other ids to the same text."""
     try:
         theirs = load_tokenizer(path).get_vocab()
     except (UserError, RunError):
@@ -163,9 +185,13 @@ def _require_same_tokens(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
     differing = [word for word, number in theirs.items() if ours.get(word) != number]
     if differing or len(ours) != len(theirs):
         example = f", for example {differing[0]!r}" if differing else ""
+        reason = {
+            "reference": "the KL between them means nothing",
+            "critic": "it would read other words than the policy writes",
+        }[what]
         raise UserError(
-            f"reference: {path} has another vocabulary than the policy ({len(theirs)} entries, not {len(ours)}"
-            f"{example}); the KL between them means nothing: take a reference with the policy's tokenizer"
+            f"{what}: {path} has another vocabulary than the policy ({len(theirs)} entries, not {len(ours)}"
+            f"{example}); {reason}: take a {what} with the policy's tokenizer"
         )
 
 

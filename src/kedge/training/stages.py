@@ -4,28 +4,41 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from kedge.models import enable_activation_checkpointing, fingerprint, head_of, usable_vocabulary
-from kedge.objective import Adaptive, Budget, Controller, Fixed, caution
+from kedge.objective import Adaptive, Budget, Controller, Fixed, HalvingDoubling, caution
 from kedge.rollout import SamplingConfig
 from kedge.runs import RunDirectory, environment
 from kedge.training.backend import head_backend, policy_logits, sft_logits
 from kedge.training.collect import Collector
-from kedge.training.config import AdaptiveConfig, AnchorConfig, BudgetConfig, GrpoStage, SftStage
+from kedge.training.config import (
+    AdaptiveConfig,
+    AnchorConfig,
+    BudgetConfig,
+    GrpoStage,
+    PenaltyConfig,
+    PolicyStage,
+    PpoStage,
+    SftStage,
+    Stage,
+)
+from kedge.training.critic import CriticWork
 from kedge.training.evaluation import PolicyEvaluator
 from kedge.training.inputs import Materials, PolicyInputs, SftInputs
 from kedge.training.interrupt import Interrupt
 from kedge.training.loop import Session, Work, run_loop
+from kedge.training.optimization import Updater
 from kedge.training.policy import PolicyWork
 from kedge.training.progress import Progress
-from kedge.training.resources import make_reference
+from kedge.training.resources import make_critic, make_reference
 from kedge.training.scoring import Scorer
 from kedge.training.sft import SftWork
 
 
 def run_stage(
-    stage: SftStage | GrpoStage,
+    stage: Stage,
     inputs: SftInputs | PolicyInputs,
     materials: Materials,
     run: RunDirectory,
@@ -79,12 +92,13 @@ def sft_work(stage: SftStage, session: Session, inputs: SftInputs) -> Work:
 
 
 def policy_work(
-    stage: GrpoStage, session: Session, inputs: PolicyInputs, given: PreTrainedModel | None
+    stage: GrpoStage | PpoStage, session: Session, inputs: PolicyInputs, given: PreTrainedModel | None
 ) -> Work:
-    """Put together what GRPO does in a step; ``given`` is a reference passed from Python."""
+    """Put together what GRPO or PPO does in a step; ``given`` is a reference passed from Python."""
     reference = make_reference(stage.reference, given, session.model, session.tokenizer)
     session.identity = {**session.identity, "reference": fingerprint(reference)}
-    if (warning := caution(stage.anchor.build())) is not None:
+    rescaled = isinstance(stage, GrpoStage) and stage.advantage.kind in ("group", "batch")
+    if (warning := caution(stage.anchor.build(), rescaled=rescaled)) is not None:
         _tell(session, f"warning: {warning}")
     vocabulary = usable_vocabulary(session.model, session.tokenizer)
     tokens = head_of(session.model, vocabulary=vocabulary).tokens
@@ -115,11 +129,25 @@ def policy_work(
         ),
         controller=controller_of(stage.anchor),
         evaluator=_evaluator(stage, session, inputs, reference, scorer),
+        penalty=penalty_of(stage.trust_region.penalty),
+        critic=critic_work(stage, session, scorer) if isinstance(stage, PpoStage) else None,
     )
 
 
+def critic_work(stage: PpoStage, session: Session, scorer: Scorer) -> CriticWork:
+    """Make the critic and have it trained: by an optimizer of its own, or by the policy's on a shared backbone."""
+    critic = make_critic(stage.critic, session.model, session.tokenizer)
+    work = CriticWork(critic, stage.critic, scorer, stage.steps)
+    if work.updater is not None:
+        session.other_updaters.append(work.updater)
+    else:
+        both = nn.ModuleList([session.model, critic])
+        session.updater = Updater(both, stage.optimizer, stage.steps)
+    return work
+
+
 def _evaluator(
-    stage: GrpoStage,
+    stage: PolicyStage,
     session: Session,
     inputs: PolicyInputs,
     reference: PreTrainedModel,
@@ -151,6 +179,15 @@ def _evaluator(
 def _tell(session: Session, text: str) -> None:
     session.progress.say(text)
     session.run.log(text)
+
+
+def penalty_of(penalty: PenaltyConfig | None) -> Controller | None:
+    """Make what sets β of the trust region's penalty."""
+    if penalty is None:
+        return None
+    if penalty.target is None:
+        return Fixed(beta=penalty.beta)
+    return HalvingDoubling(beta=penalty.beta, target=penalty.target)
 
 
 def controller_of(anchor: AnchorConfig) -> Controller:

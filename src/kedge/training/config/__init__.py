@@ -3,6 +3,7 @@
 Every field states its unit. A field acts or is refused: what means nothing is rejected here, with the reason.
 """
 
+from kedge.training.config.critic import CriticConfig, GaeConfig
 from kedge.training.config.experience import RewardConfig, RewardsConfig, RolloutConfig
 from kedge.training.config.inputs import (
     BuildConfig,
@@ -12,23 +13,43 @@ from kedge.training.config.inputs import (
     ReferenceConfig,
     TokenizerConfig,
 )
-from kedge.training.config.objective import AdaptiveConfig, AnchorConfig, BudgetConfig
-from kedge.training.config.recipe import Recipe
-from kedge.training.config.stages import EvaluationConfig, GrpoStage, SftEvaluationConfig, SftStage
+from kedge.training.config.objective import (
+    AdaptiveConfig,
+    AdvantageConfig,
+    AnchorConfig,
+    BudgetConfig,
+    PenaltyConfig,
+    TrustRegionConfig,
+)
+from kedge.training.config.recipe import Recipe, Stage
+from kedge.training.config.stages import (
+    EvaluationConfig,
+    GrpoStage,
+    PolicyStage,
+    PpoStage,
+    SftEvaluationConfig,
+    SftStage,
+)
 from kedge.training.config.updates import CheckpointConfig, ComputeConfig, OptimizerConfig
 
 __all__ = [
     "AdaptiveConfig",
+    "AdvantageConfig",
     "AnchorConfig",
     "BudgetConfig",
     "BuildConfig",
     "CheckpointConfig",
     "ComputeConfig",
+    "CriticConfig",
     "EvaluationConfig",
     "ExamplesConfig",
+    "GaeConfig",
     "GrpoStage",
     "ModelConfig",
     "OptimizerConfig",
+    "PenaltyConfig",
+    "PolicyStage",
+    "PpoStage",
     "PromptsConfig",
     "Recipe",
     "ReferenceConfig",
@@ -37,5 +58,7 @@ __all__ = [
     "RolloutConfig",
     "SftEvaluationConfig",
     "SftStage",
+    "Stage",
     "TokenizerConfig",
+    "TrustRegionConfig",
 ]

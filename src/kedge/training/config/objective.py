@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kedge.objective import Anchor, Correction, TrustRegion, refusal
+from kedge.objective import Anchor, Correction, DivergenceMask, TrustRegion, refusal
 from kedge.training.config.section import Positive, Rate, Section, Unit
 
 
@@ -26,8 +26,49 @@ class AdvantageConfig(Section):
         return self
 
 
+class PenaltyConfig(Section):
+    """β·KL(old‖policy), exact over the vocabulary, in the loss (PPO-Penalty)."""
+
+    beta: Annotated[float, Field(ge=0)] = 1.0
+    """β at the start, in units of the advantage per nat. 0: no penalty; its KL is measured all the same."""
+    target: Rate | None = None
+    """KL(old‖policy) of a whole step, in nats per token: β is halved after a step below target/1.5, doubled after one
+    above 1.5 · target. Left out: β stays as it is."""
+
+    @model_validator(mode="after")
+    def _acts(self) -> PenaltyConfig:
+        if self.beta == 0 and self.target is not None:
+            raise ValueError("target does nothing with beta: 0, which stays 0 however often it is doubled")
+        return self
+
+
+class MaskConfig(Section):
+    """Which tokens drop out of the surrogate once policy and old policy have come apart."""
+
+    measure: Literal["tv", "kl"] = "tv"
+    """tv: total variation, from 0 to 1; kl: KL(old‖policy), in nats."""
+    threshold: Rate
+    """How far is too far, at one token."""
+    level: Literal["token", "response"] = "token"
+    """token: the tokens that are too far and would be pushed on (DPPO); response: whole responses, by their farthest
+    token (Trust Region Masking)."""
+    form: Literal["exact", "two_outcome"] = "exact"
+    """exact: over the whole vocabulary; two_outcome: the sampled token against all others."""
+
+    @model_validator(mode="after")
+    def _meaningful(self) -> MaskConfig:
+        self.build()
+        return self
+
+    def build(self) -> DivergenceMask:
+        """Give the objective's own type."""
+        return DivergenceMask(
+            measure=self.measure, threshold=self.threshold, level=self.level, form=self.form
+        )
+
+
 class TrustRegionConfig(Section):
-    """What keeps a step small: the tie to the old policy."""
+    """What keeps a step small: the tie to the old policy. Ratio, penalty and mask act together or alone."""
 
     kind: Literal["clip", "sequence", "cispo", "none"] = "clip"
     """clip: per-token ratio (PPO, GRPO); sequence: one ratio a response (GSPO); cispo; none: unclipped ratio."""
@@ -37,6 +78,8 @@ class TrustRegionConfig(Section):
     """The ratio is clipped above 1 + high."""
     dual: Annotated[float, Field(gt=1)] | None = None
     """With clip: for negative advantages the surrogate is at least dual × advantage."""
+    penalty: PenaltyConfig | None = None
+    mask: MaskConfig | None = None
 
     @model_validator(mode="after")
     def _acts(self) -> TrustRegionConfig:
@@ -49,6 +92,11 @@ class TrustRegionConfig(Section):
     def build(self) -> TrustRegion:
         """Give the objective's own type."""
         return TrustRegion(kind=self.kind, low=self.low, high=self.high, dual=self.dual)
+
+    @property
+    def measures_old(self) -> bool:
+        """Whether it measures how far the policy is from the old one over the whole vocabulary."""
+        return self.penalty is not None or (self.mask is not None and self.mask.form == "exact")
 
 
 class CorrectionConfig(Section):

@@ -8,9 +8,10 @@ from pydantic import Field, model_validator
 
 from kedge.training.config.inputs import ModelConfig
 from kedge.training.config.section import Name, NonNegative, Section
-from kedge.training.config.stages import GrpoStage, SftStage
+from kedge.training.config.stages import GrpoStage, PpoStage, SftStage
 
-Stage = Annotated[SftStage | GrpoStage, Field(discriminator="method")]
+Stage = Annotated[SftStage | GrpoStage | PpoStage, Field(discriminator="method")]
+"""What a recipe chains: a section for each method."""
 
 
 class Recipe(Section):

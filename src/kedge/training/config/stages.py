@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from kedge.training.config.critic import CriticConfig, GaeConfig
 from kedge.training.config.experience import RewardsConfig, RolloutConfig
 from kedge.training.config.inputs import ExamplesConfig, PromptsConfig, ReferenceConfig
 from kedge.training.config.objective import (
@@ -71,17 +72,15 @@ class SftStage(_Stage):
     evaluation: SftEvaluationConfig | None = None
 
 
-class GrpoStage(_Stage):
-    """Group-relative policy optimisation: no critic, anchored to the reference."""
+class PolicyStage(_Stage):
+    """What policy optimisation has, whatever its advantages come from."""
 
-    method: Literal["grpo"]
     data: PromptsConfig
     rewards: RewardsConfig | None = None
     """Left out: the functions given from Python, each with weight 1."""
     anchor: AnchorConfig
     reference: ReferenceConfig | None = None
     rollout: RolloutConfig = RolloutConfig()
-    advantage: AdvantageConfig = AdvantageConfig()
     trust_region: TrustRegionConfig = TrustRegionConfig()
     correction: CorrectionConfig = CorrectionConfig()
     aggregation: AggregationConfig = AggregationConfig()
@@ -90,29 +89,65 @@ class GrpoStage(_Stage):
     epochs: Positive = 1
     """Passes over the responses of a step."""
     minibatches: Positive = 1
-    """Updates an epoch, each on whole groups; divides rollout.prompts_per_step."""
+    """Updates an epoch. Where responses to one prompt are compared (GRPO, or anchor.baseline) each is on whole groups
+    and the number divides rollout.prompts_per_step; else it divides the responses of a step."""
     old_kl_limit: Rate | None = None
     """Skip the rest of a step's updates once KL(old‖policy), exact, passes this many nats per token."""
     evaluation: EvaluationConfig | None = None
 
     @model_validator(mode="after")
-    def _sizes(self) -> GrpoStage:
-        prompts = self.rollout.prompts_per_step
-        if prompts % self.minibatches:
-            divisors = [n for n in range(1, prompts + 1) if prompts % n == 0]
+    def _sizes(self) -> PolicyStage:
+        count = self.units_per_step
+        if count % self.minibatches:
+            divisors = [n for n in range(1, count + 1) if count % n == 0]
             near = sorted(sorted(divisors, key=lambda n: abs(n - self.minibatches))[:3])
+            whole = f"rollout.prompts_per_step ({count}); a minibatch holds whole groups"
+            what = whole if self.whole_groups else f"the responses of a step ({count})"
             raise ValueError(
-                f"minibatches ({self.minibatches}) does not divide rollout.prompts_per_step ({prompts}); a minibatch "
-                f"holds whole groups. Near values that do: {', '.join(map(str, near))}"
+                f"minibatches ({self.minibatches}) does not divide {what}. Near values that do: "
+                f"{', '.join(map(str, near))}"
             )
-        if self.advantage.kind != "batch" and self.rollout.responses_per_prompt == 1:
+        if self.anchor.baseline and self.rollout.responses_per_prompt == 1:
             raise ValueError(
-                f"advantage.kind: {self.advantage.kind} compares the responses of one prompt and "
-                "responses_per_prompt is 1: every advantage would be 0; raise it or use kind: batch"
+                "anchor.baseline averages the other responses to the prompt, and responses_per_prompt is 1: leave it "
+                "out or raise responses_per_prompt"
             )
-        if self.old_kl_limit is not None and self.updates_per_step == 1:
-            raise ValueError("old_kl_limit does nothing with one update a step; raise epochs or minibatches")
+        if self.updates_per_step == 1:
+            self._refuse_what_needs_updates()
         return self
+
+    def _refuse_what_needs_updates(self) -> None:
+        """Refuse what compares the policy with the old one where they are the same at every update."""
+        region = self.trust_region
+        idle = [
+            name
+            for name, given in {
+                "old_kl_limit": self.old_kl_limit is not None,
+                "trust_region.penalty": region.penalty is not None and region.penalty.beta > 0,
+                "trust_region.mask": region.mask is not None,
+            }.items()
+            if given
+        ]
+        if idle:
+            raise ValueError(
+                f"{' and '.join(idle)} {'do' if len(idle) > 1 else 'does'} nothing with one update a step, when the "
+                "policy still is the old one; raise epochs or minibatches"
+            )
+
+    @property
+    def whole_groups(self) -> bool:
+        """Whether all responses to a prompt must come in one update."""
+        return self.anchor.baseline
+
+    @property
+    def units_per_step(self) -> int:
+        """What minibatches divide: prompts with their groups, or responses."""
+        return self.rollout.prompts_per_step if self.whole_groups else self.responses_per_step
+
+    @property
+    def measures_old(self) -> bool:
+        """Whether a step keeps the old policy's hidden states, to measure exactly how far it has moved."""
+        return self.old_kl_limit is not None or self.trust_region.measures_old
 
     @property
     def updates_per_step(self) -> int:
@@ -123,3 +158,41 @@ class GrpoStage(_Stage):
     def responses_per_step(self) -> int:
         """Responses a step: prompts × responses a prompt."""
         return self.rollout.prompts_per_step * self.rollout.responses_per_prompt
+
+
+class GrpoStage(PolicyStage):
+    """Group-relative policy optimisation: no critic, anchored to the reference."""
+
+    method: Literal["grpo"]
+    advantage: AdvantageConfig = AdvantageConfig()
+
+    @property
+    def whole_groups(self) -> bool:
+        """Advantages compare the responses to a prompt."""
+        return True
+
+    @model_validator(mode="after")
+    def _compares(self) -> GrpoStage:
+        if self.advantage.kind != "batch" and self.rollout.responses_per_prompt == 1:
+            raise ValueError(
+                f"advantage.kind: {self.advantage.kind} compares the responses of one prompt and "
+                "responses_per_prompt is 1: every advantage would be 0; raise it or use kind: batch"
+            )
+        return self
+
+
+class PpoStage(PolicyStage):
+    """Proximal policy optimisation: advantages from a critic, anchored to the reference."""
+
+    method: Literal["ppo"]
+    critic: CriticConfig = CriticConfig()
+    advantage: GaeConfig = GaeConfig()
+
+    @model_validator(mode="after")
+    def _learns_from_all(self) -> PpoStage:
+        if self.rollout.resample_equal_groups:
+            raise ValueError(
+                "rollout.resample_equal_groups replaces groups whose equal rewards teach a group advantage nothing; "
+                "a critic learns from them: leave it out"
+            )
+        return self
