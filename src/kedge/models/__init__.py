@@ -4,10 +4,11 @@ from kedge.models.bpe import train_bpe
 from kedge.models.build import build_model
 from kedge.models.hidden import hidden_states
 from kedge.models.identity import fingerprint, frozen_copy
-from kedge.models.load import load_model, load_tokenizer
+from kedge.models.load import load_model, load_reward_model, load_tokenizer
 from kedge.models.mode import disable_dropout, enable_activation_checkpointing, evaluating
 from kedge.models.output_head import head_of, verify_head
 from kedge.models.save import save_model
+from kedge.models.scores import reward_model_from, sequence_scores, verify_scores
 from kedge.models.tokens import context_length, special_tokens, usable_vocabulary
 
 __all__ = [
@@ -21,10 +22,14 @@ __all__ = [
     "head_of",
     "hidden_states",
     "load_model",
+    "load_reward_model",
     "load_tokenizer",
+    "reward_model_from",
     "save_model",
+    "sequence_scores",
     "special_tokens",
     "train_bpe",
     "usable_vocabulary",
     "verify_head",
+    "verify_scores",
 ]

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from kedge.errors import KedgeError, RunError, UserError
 from kedge.models._quiet import quiet
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_COMPLETE: Any = {
+    "use_safetensors": True,
+    "ignore_mismatched_sizes": True,  # reported by _complete
+    "output_loading_info": True,
+}
 
 
 def load_model(
@@ -52,19 +65,57 @@ def load_model(
     if isinstance(where, Path):
         _require_weights(where)
     with _explained(source, "model"), quiet():
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             where,
             dtype=dtype,
             revision=revision or "main",
             trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # reported below
-            output_loading_info=True,
+            **_COMPLETE,
         )
-    absent = sorted(loaded["missing_keys"]) + sorted(str(name) for name in loaded["mismatched_keys"])
+    return _complete(loaded, f"model {str(source)!r}")
+
+
+def load_reward_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a sequence classifier with one label, from safetensors only, in evaluation mode, on the CPU.
+
+    Whether it scores as Kedge does, :func:`kedge.models.verify_scores` finds out.
+
+    Args:
+        source: a folder that a reward stage or ``save_pretrained`` wrote, or a name on the hub.
+        dtype: of the weights in memory.
+
+    Raises:
+        UserError: as :func:`load_model`; a model of another kind; several labels.
+        RunError: damaged files; the hub cannot be reached.
+    """
+    name = f"reward model {str(source)!r}"
+    where = _place(source, "reward model")
+    if isinstance(where, Path):
+        _require_weights(where)
+    with _explained(source, "reward model"), quiet():
+        config = AutoConfig.from_pretrained(where)
+        kinds = [kind for kind in config.architectures or () if "ForSequenceClassification" not in kind]
+        if kinds:
+            raise UserError(
+                f"{name} is a {kinds[0]}, not a sequence classifier, so it gives no scores: train a reward model from "
+                "it with a stage of method: reward"
+            )
+        if config.num_labels != 1:
+            raise UserError(
+                f"{name} has {config.num_labels} labels, and a reward is one number: give a sequence classifier with "
+                "one label (num_labels=1)"
+            )
+        loaded = AutoModelForSequenceClassification.from_pretrained(where, dtype=dtype, **_COMPLETE)
+    return _complete(loaded, name)
+
+
+def _complete(loaded: tuple[PreTrainedModel, Mapping[str, Any]], name: str) -> PreTrainedModel:
+    """Refuse a model some of whose weights were not in its files."""
+    model, found = loaded
+    absent = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
     if absent:
         raise UserError(
-            f"model {str(source)!r}: {len(absent)} weights of {type(model).__name__} are not in its files "
+            f"{name}: {len(absent)} weights of {type(model).__name__} are not in its files "
             f"or have another shape (first: {absent[0]}), so they would be random: "
             "check that config.json belongs to them"
         )

@@ -16,9 +16,11 @@ from kedge.objective.anchor import (
     caution,
     refusal,
 )
+from kedge.objective.calibration import brier_score, expected_calibration_error
 from kedge.objective.controllers import Adaptive, Budget, Controller, Fixed, Unit
 from kedge.objective.correction import Correction, correction_weights
 from kedge.objective.policy_loss import PolicyLoss, TokenInputs
+from kedge.objective.preference import bradley_terry_loss
 from kedge.objective.trust_region import TrustRegion, clip_masks, ratio, surrogate
 
 __all__ = [
@@ -37,9 +39,12 @@ __all__ = [
     "anchor_term",
     "anchor_to_go",
     "anchor_values",
+    "bradley_terry_loss",
+    "brier_score",
     "caution",
     "clip_masks",
     "correction_weights",
+    "expected_calibration_error",
     "group_advantages",
     "masked_mean",
     "masked_sum",
