@@ -117,7 +117,7 @@ def preferences(split: str, count: int, seed: int) -> list[dict[str, Any]]:
     """
     generator = _stream("preferences", split, seed)
     topics = list(lexicon.TOPICS)
-    rows = []
+    rows: list[dict[str, Any]] = []
     while len(rows) < count:
         topic = generator.choice(topics)
         prompt = f"topic : {topic}"

@@ -8,10 +8,10 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from kedge.training.config import GrpoStage, Recipe, SftStage
+from kedge.training.config import Recipe, RewardStage, SftStage, Stage
 
 
-def derived_sizes(stage: SftStage | GrpoStage) -> list[tuple[str, str]]:
+def derived_sizes(stage: Stage) -> list[tuple[str, str]]:
     """Give the sizes that a stage's settings amount to, with units.
 
     >>> from kedge.training.recipe import parse_recipe
@@ -29,6 +29,12 @@ def derived_sizes(stage: SftStage | GrpoStage) -> list[tuple[str, str]]:
         return [
             ("examples a step", f"{stage.batch_size} (in {passes} micro-batches of up to {micro})"),
             ("examples in all", f"{stage.batch_size * stage.steps:,}"),
+        ]
+    if isinstance(stage, RewardStage):
+        passes = -(-stage.batch_size // (micro // 2))
+        return [
+            ("pairs a step", f"{stage.batch_size} (in {passes} micro-batches of up to {micro // 2})"),
+            ("pairs in all", f"{stage.batch_size * stage.steps:,}"),
         ]
     responses, rollout = stage.responses_per_step, stage.rollout
     update = responses // stage.minibatches

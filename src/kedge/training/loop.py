@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kedge.errors import RunError, UserError
 from kedge.runs import RunDirectory
 from kedge.training.checkpoint import Checkpoints, Moment, link_final_model, restore_weights
-from kedge.training.config import GrpoStage, SftStage
+from kedge.training.config import Stage
 from kedge.training.interrupt import Interrupt, Interrupted
 from kedge.training.optimization import Updater
 from kedge.training.progress import Progress
@@ -60,7 +60,7 @@ class Work(Protocol):
 class Session:
     """What the loop and the work share in one stage."""
 
-    stage: SftStage | GrpoStage
+    stage: Stage
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     device: torch.device

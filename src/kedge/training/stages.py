@@ -12,46 +12,65 @@ from kedge.rollout import SamplingConfig
 from kedge.runs import RunDirectory, environment
 from kedge.training.backend import head_backend, policy_logits, sft_logits
 from kedge.training.collect import Collector
-from kedge.training.config import AdaptiveConfig, AnchorConfig, BudgetConfig, GrpoStage, SftStage
+from kedge.training.config import (
+    AdaptiveConfig,
+    AnchorConfig,
+    BudgetConfig,
+    GrpoStage,
+    RewardStage,
+    SftStage,
+    Stage,
+)
 from kedge.training.evaluation import PolicyEvaluator
-from kedge.training.inputs import Materials, PolicyInputs, SftInputs
+from kedge.training.inputs import Inputs, Materials, PolicyInputs, RewardInputs, SftInputs
 from kedge.training.interrupt import Interrupt
 from kedge.training.loop import Session, Work, run_loop
 from kedge.training.policy import PolicyWork
 from kedge.training.progress import Progress
-from kedge.training.resources import make_reference
+from kedge.training.resources import make_reference, make_scorer
+from kedge.training.reward_model import RewardWork
 from kedge.training.scoring import Scorer
 from kedge.training.sft import SftWork
 
 
 def run_stage(
-    stage: SftStage | GrpoStage,
-    inputs: SftInputs | PolicyInputs,
+    stage: Stage,
+    inputs: Inputs,
     materials: Materials,
     run: RunDirectory,
     progress: Progress,
     interrupt: Interrupt,
 ) -> None:
-    """Train ``materials.model`` in place through one stage, from where the run directory says it is."""
-    model = materials.model
+    """Train ``materials.model`` in place through one stage, from where the run directory says it is.
+
+    A reward stage trains a model of its own and leaves that one as it is.
+    """
+    model, tokenizer, trained = materials.model, materials.tokenizer, "policy"
+    if isinstance(inputs, RewardInputs):
+        assert isinstance(stage, RewardStage)
+        model, tokenizer = make_scorer(stage, model, tokenizer, materials.seed), inputs.tokenizer
+        trained = "reward model"
     if stage.compute.activation_checkpointing:
         enable_activation_checkpointing(model)
     session = Session(
         stage=stage,
         model=model,
-        tokenizer=materials.tokenizer,
+        tokenizer=tokenizer,
         device=materials.device,
         seed=materials.seed,
         run=run,
         progress=progress,
         interrupt=interrupt,
-        identity={"policy at the start": fingerprint(model)},
+        identity={f"{trained} at the start": fingerprint(model)},
     )
     for note in inputs.notes:
         _tell(session, f"note: {note}")
     if isinstance(stage, SftStage):
         assert isinstance(inputs, SftInputs)
         work = sft_work(stage, session, inputs)
+    elif isinstance(stage, RewardStage):
+        assert isinstance(inputs, RewardInputs)
+        work = RewardWork(session, stage, inputs.train, inputs.heldout)
     else:
         assert isinstance(inputs, PolicyInputs)
         work = policy_work(stage, session, inputs, materials.reference)
@@ -83,7 +102,11 @@ def policy_work(
 ) -> Work:
     """Put together what GRPO does in a step; ``given`` is a reference passed from Python."""
     reference = make_reference(stage.reference, given, session.model, session.tokenizer)
-    session.identity = {**session.identity, "reference": fingerprint(reference)}
+    session.identity = {
+        **session.identity,
+        "reference": fingerprint(reference),
+        **_load_reward_models(stage, session, inputs),
+    }
     if (warning := caution(stage.anchor.build())) is not None:
         _tell(session, f"warning: {warning}")
     vocabulary = usable_vocabulary(session.model, session.tokenizer)
@@ -116,6 +139,25 @@ def policy_work(
         controller=controller_of(stage.anchor),
         evaluator=_evaluator(stage, session, inputs, reference, scorer),
     )
+
+
+def _load_reward_models(stage: GrpoStage, session: Session, inputs: PolicyInputs) -> dict[str, str]:
+    """Load the reward models among the rewards, beside the policy; give their hashes."""
+    found = {}
+    prompts = [inputs.train, *([inputs.heldout] if inputs.heldout is not None else [])]
+    longest = max(len(tokens) for each in prompts for tokens in each.tokens) + stage.rollout.max_new_tokens
+    for reward in inputs.reward_models:
+        reward.load(session.device, session.model.dtype)
+        reward.require_room(longest)
+        if reward.tokenizer is not None:
+            _tell(
+                session,
+                f"note: reward model {reward.name!r} has another tokenizer than the policy: it reads prompts and "
+                "responses through their text",
+            )
+        assert reward.model is not None
+        found[f"reward model {reward.name!r}"] = fingerprint(reward.model)
+    return found
 
 
 def _evaluator(

@@ -13,7 +13,8 @@ from kedge.training.config.inputs import (
     TokenizerConfig,
 )
 from kedge.training.config.objective import AdaptiveConfig, AnchorConfig, BudgetConfig
-from kedge.training.config.recipe import Recipe
+from kedge.training.config.recipe import Recipe, Stage
+from kedge.training.config.reward_model import PairsConfig, RewardEvaluationConfig, RewardStage
 from kedge.training.config.stages import EvaluationConfig, GrpoStage, SftEvaluationConfig, SftStage
 from kedge.training.config.updates import CheckpointConfig, ComputeConfig, OptimizerConfig
 
@@ -29,13 +30,17 @@ __all__ = [
     "GrpoStage",
     "ModelConfig",
     "OptimizerConfig",
+    "PairsConfig",
     "PromptsConfig",
     "Recipe",
     "ReferenceConfig",
     "RewardConfig",
+    "RewardEvaluationConfig",
+    "RewardStage",
     "RewardsConfig",
     "RolloutConfig",
     "SftEvaluationConfig",
     "SftStage",
+    "Stage",
     "TokenizerConfig",
 ]
