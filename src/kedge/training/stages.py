@@ -21,50 +21,62 @@ from kedge.training.config import (
     PenaltyConfig,
     PolicyStage,
     PpoStage,
+    RewardStage,
     SftStage,
     Stage,
 )
 from kedge.training.critic import CriticWork
 from kedge.training.evaluation import PolicyEvaluator
-from kedge.training.inputs import Materials, PolicyInputs, SftInputs
+from kedge.training.inputs import Inputs, Materials, PolicyInputs, RewardInputs, SftInputs
 from kedge.training.interrupt import Interrupt
 from kedge.training.loop import Session, Work, run_loop
 from kedge.training.optimization import Updater
 from kedge.training.policy import PolicyWork
 from kedge.training.progress import Progress
-from kedge.training.resources import make_critic, make_reference
+from kedge.training.resources import make_critic, make_reference, make_scorer
+from kedge.training.reward_model import RewardWork
 from kedge.training.scoring import Scorer
 from kedge.training.sft import SftWork
 
 
 def run_stage(
     stage: Stage,
-    inputs: SftInputs | PolicyInputs,
+    inputs: Inputs,
     materials: Materials,
     run: RunDirectory,
     progress: Progress,
     interrupt: Interrupt,
 ) -> None:
-    """Train ``materials.model`` in place through one stage, from where the run directory says it is."""
-    model = materials.model
+    """Train ``materials.model`` in place through one stage, from where the run directory says it is.
+
+    A reward stage trains a model of its own and leaves that one as it is.
+    """
+    model, tokenizer, trained = materials.model, materials.tokenizer, "policy"
+    if isinstance(inputs, RewardInputs):
+        assert isinstance(stage, RewardStage)
+        model, tokenizer = make_scorer(stage, model, tokenizer, materials.seed), inputs.tokenizer
+        trained = "reward model"
     if stage.compute.activation_checkpointing:
         enable_activation_checkpointing(model)
     session = Session(
         stage=stage,
         model=model,
-        tokenizer=materials.tokenizer,
+        tokenizer=tokenizer,
         device=materials.device,
         seed=materials.seed,
         run=run,
         progress=progress,
         interrupt=interrupt,
-        identity={"policy at the start": fingerprint(model)},
+        identity={f"{trained} at the start": fingerprint(model)},
     )
     for note in inputs.notes:
         _tell(session, f"note: {note}")
     if isinstance(stage, SftStage):
         assert isinstance(inputs, SftInputs)
         work = sft_work(stage, session, inputs)
+    elif isinstance(stage, RewardStage):
+        assert isinstance(inputs, RewardInputs)
+        work = RewardWork(session, stage, inputs.train, inputs.heldout)
     else:
         assert isinstance(inputs, PolicyInputs)
         work = policy_work(stage, session, inputs, materials.reference)
@@ -96,7 +108,11 @@ def policy_work(
 ) -> Work:
     """Put together what GRPO or PPO does in a step; ``given`` is a reference passed from Python."""
     reference = make_reference(stage.reference, given, session.model, session.tokenizer)
-    session.identity = {**session.identity, "reference": fingerprint(reference)}
+    session.identity = {
+        **session.identity,
+        "reference": fingerprint(reference),
+        **_load_reward_models(stage, session, inputs),
+    }
     rescaled = isinstance(stage, GrpoStage) and stage.advantage.kind in ("group", "batch")
     if (warning := caution(stage.anchor.build(), rescaled=rescaled)) is not None:
         _tell(session, f"warning: {warning}")
@@ -144,6 +160,25 @@ def critic_work(stage: PpoStage, session: Session, scorer: Scorer) -> CriticWork
         both = nn.ModuleList([session.model, critic])
         session.updater = Updater(both, stage.optimizer, stage.steps)
     return work
+
+
+def _load_reward_models(stage: PolicyStage, session: Session, inputs: PolicyInputs) -> dict[str, str]:
+    """Load the reward models among the rewards, beside the policy; give their hashes."""
+    found = {}
+    prompts = [inputs.train, *([inputs.heldout] if inputs.heldout is not None else [])]
+    longest = max(len(tokens) for each in prompts for tokens in each.tokens) + stage.rollout.max_new_tokens
+    for reward in inputs.reward_models:
+        reward.load(session.device, session.model.dtype)
+        reward.require_room(longest)
+        if reward.tokenizer is not None:
+            _tell(
+                session,
+                f"note: reward model {reward.name!r} has another tokenizer than the policy: it reads prompts and "
+                "responses through their text",
+            )
+        assert reward.model is not None
+        found[f"reward model {reward.name!r}"] = fingerprint(reward.model)
+    return found
 
 
 def _evaluator(
