@@ -56,7 +56,7 @@ BAD = {
     ),
     "unknown method": (
         changed("method: grpo", "method: gpro"),
-        "r.yaml:10: stages.1: method: 'gpro' is none of 'sft', 'grpo', 'ppo'",
+        "r.yaml:10: stages.1: method: 'gpro' is none of 'sft', 'reward', 'grpo', 'ppo'",
     ),
     "missing": (
         changed(
