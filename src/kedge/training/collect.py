@@ -52,6 +52,22 @@ class Batch:
             {name: values[responses] for name, values in self.rewards.items()},
         )
 
+    def by_length(self) -> Batch:
+        """Order the responses by the length of their sequences, so that micro-batches hold little padding.
+
+        >>> lengths, ends = torch.tensor([3, 1]), torch.ones(2, dtype=torch.bool)
+        >>> tokens, group = torch.arange(4), torch.zeros(2, dtype=torch.long)
+        >>> mask, nothing = torch.ones(4, dtype=torch.bool), torch.zeros(4)
+        >>> rollout = Rollout(torch.tensor([7]), torch.tensor([1]), tokens, lengths, group, mask, nothing, ends)
+        >>> batch = Batch(rollout, [5], {"total": torch.tensor([0.5, 2.0])}).by_length()
+        >>> batch.rollout.responses(), batch.rewards["total"].tolist()
+        ([[3], [0, 1, 2]], [2.0, 0.5])
+        """
+        rollout = self.rollout
+        order = (rollout.prompt_lengths[rollout.group] + rollout.response_lengths).argsort(stable=True)
+        rewards = {name: values[order] for name, values in self.rewards.items()}
+        return Batch(rollout.select(order), self.rows, rewards)
+
 
 def join(batches: Sequence[Batch]) -> Batch:
     """Put batches behind one another."""
@@ -103,7 +119,7 @@ class Collector:
         metrics = {"seconds/rollout": rolling}
         if self.resample_equal_groups:
             metrics["rollout/times_resampled"] = float(self.attempt - 1)
-        batch = join(self.kept)
+        batch = join(self.kept).by_length()
         self.kept, self.attempt = [], 0
         return batch, metrics
 
