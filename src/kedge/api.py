@@ -15,14 +15,14 @@ from kedge.errors import RunError, UserError
 from kedge.report import write_report
 from kedge.runs import RunDirectory, read_metrics, read_samples
 from kedge.runs.atomic import write_file
-from kedge.training.config import Recipe, Stage
+from kedge.training.config import Recipe, RewardStage, Stage
 from kedge.training.progress import Progress, progress_for
 from kedge.training.recipe import load_recipe, validate_recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from kedge.training.inputs import Materials, PolicyInputs, SftInputs
+    from kedge.training.inputs import Inputs, Materials
     from kedge.training.interrupt import Interrupt
 
 RECIPE = "recipe.yaml"
@@ -47,7 +47,10 @@ class StageResult:
 
     @property
     def model(self) -> Path:
-        """Folder of the final model, for ``AutoModelForCausalLM.from_pretrained``."""
+        """Folder of the final model, for ``AutoModelForCausalLM.from_pretrained``.
+
+        That of a reward stage is for ``AutoModelForSequenceClassification``.
+        """
         return self.path / "model"
 
 
@@ -82,7 +85,7 @@ def train(
         progress: who is told; a bar on a terminal, plain lines elsewhere.
 
     Returns:
-        What the run directory holds. The policy in memory is the last stage's.
+        What the run directory holds. The policy in memory is that of the last stage that trains one.
 
     Raises:
         UserError: something given cannot be used.
@@ -106,21 +109,23 @@ def train(
     progress = progress or progress_for()
     if model is None or tokenizer is None:
         model, tokenizer = make_model(recipe.model, recipe.seed, device)
-    materials = Materials(model.to(device), tokenizer, device, recipe.seed, rewards, reference)
+    scorers = {
+        stage.name: root / stage.name / "model" for stage in recipe.stages if isinstance(stage, RewardStage)
+    }
+    materials = Materials(model.to(device), tokenizer, device, recipe.seed, rewards, reference, scorers)
     try:
         prepare_policy(model, tokenizer)
         unfinished = [stage for stage in recipe.stages if not _finished(root / stage.name, stage)]
         inputs = {stage.name: load_inputs(stage, materials) for stage in unfinished}
         _open_root(root, recipe)
         with Interrupt() as interrupt:
-            for index, stage in enumerate(recipe.stages):
-                if stage.name in inputs:
-                    if index > 0:
-                        before = stage.start or recipe.stages[index - 1].name
-                        restore_weights(model, root / before / "model")
-                    _run_one(recipe, stage, inputs[stage.name], root, materials, progress, interrupt)
-                elif index == len(recipe.stages) - 1:
-                    restore_weights(model, root / stage.name / "model")
+            for stage in unfinished:
+                if (before := recipe.policy_before(stage)) is not None:
+                    restore_weights(model, root / before / "model")
+                _run_one(recipe, stage, inputs[stage.name], root, materials, progress, interrupt)
+        policies = [stage.name for stage in recipe.stages if stage.name not in scorers]
+        if policies and [stage.name for stage in unfinished][-1:] != policies[-1:]:
+            restore_weights(model, root / policies[-1] / "model")
     finally:
         progress.close()
     stages = {stage.name: StageResult(stage.name, root / stage.name) for stage in recipe.stages}
@@ -138,7 +143,7 @@ def _finished(path: Path, stage: Stage) -> bool:
 def _run_one(
     recipe: Recipe,
     stage: Stage,
-    inputs: SftInputs | PolicyInputs,
+    inputs: Inputs,
     root: Path,
     materials: Materials,
     progress: Progress,

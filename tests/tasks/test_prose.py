@@ -233,3 +233,43 @@ def test_the_tasks_need_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+PAIRS = prose.preferences("train", 4000, seed=0)
+SIDES = [[row[side] for row in PAIRS] for side in ("prompt", "chosen", "rejected")]
+
+
+def test_preferences_are_drawn_with_their_probability() -> None:
+    """Of the pairs to which the judge gives p (or 1 − p), a share of p is labelled so; it is not noiseless."""
+    probabilities = prose.preference(*SIDES)
+    sure = [max(p, 1 - p) for p in probabilities]
+    right = [p > 0.5 for p in probabilities if p != 0.5]
+    expected = sum(c for c, p in zip(sure, probabilities, strict=True) if p != 0.5) / len(right)
+    assert sum(right) / len(right) == pytest.approx(expected, abs=3 * math.sqrt(0.25 / len(right)))
+    assert 0.6 < expected < 0.95
+    for low, high in ((0.5, 0.7), (0.7, 0.9), (0.9, 1.0)):
+        some = [p for p, c in zip(probabilities, sure, strict=True) if low < c <= high]
+        mean = sum(max(p, 1 - p) for p in some) / len(some)
+        share = sum(p > 0.5 for p in some) / len(some)
+        assert share == pytest.approx(mean, abs=3 * math.sqrt(0.25 / len(some)))
+
+
+def test_preference_is_the_bradley_terry_model_of_the_gold_reward() -> None:
+    better, worse = prose.gold(SIDES[0], SIDES[1]), prose.gold(SIDES[0], SIDES[2])
+    for a, b, p in zip(better, worse, prose.preference(*SIDES), strict=True):
+        assert math.log(p / (1 - p)) == pytest.approx(prose.JUDGE_SHARPNESS * (a - b), abs=1e-9)
+
+
+def test_pairs_hold_right_texts_and_wrong_ones() -> None:
+    right = prose.grammatical(SIDES[0] * 2, SIDES[1] + SIDES[2])
+    assert 0.3 < sum(right) / len(right) < 0.7
+    assert sum(right[:4000]) > 1.2 * sum(right[4000:])  # the judge cares
+    known = set(lexicon.vocabulary())
+    assert all(set(text.split()) <= known and text for side in SIDES[1:] for text in side)
+
+
+def test_splits_and_seeds_of_pairs() -> None:
+    assert prose.preferences("train", 50, seed=0) == PAIRS[:50]
+    assert prose.preferences("heldout", 50, seed=0) != PAIRS[:50] != prose.preferences("train", 50, seed=1)
+    with pytest.raises(UserError, match="no split 'test'"):
+        prose.preferences("test", 1, seed=0)

@@ -161,14 +161,14 @@ def test_a_mask_acts_beyond_its_threshold_alone(level: str, tmp_path: Path) -> N
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_a_critic_from_a_path(tmp_path: Path) -> None:
-    """Its first values are the path's: those of a reward model whose score is 0 everywhere are 0."""
+def test_a_critic_from_a_folder(tmp_path: Path) -> None:
+    """Its first values are that model's: those of a reward model whose score is 0 everywhere are 0."""
     tokenizer = sums.tokenizer()
     other = build_model(
         len(tokenizer), hidden_size=16, layers=1, heads=2, context=48, seed=7, pad_id=0, eos_id=1
     )
     save_model(other, tokenizer, tmp_path / "critic")
-    found = rows(tmp_path, {**QUICK, "critic": {"path": str(tmp_path / "critic")}})
+    found = rows(tmp_path, {**QUICK, "critic": {"model": str(tmp_path / "critic")}})
     assert found[0]["critic/value_mean"] == 0
     assert found[1]["critic/value_mean"] != 0
     weights = load_state(tmp_path / "run" / "ppo" / "checkpoints" / "step-000002")["work"]["critic"][
@@ -182,14 +182,14 @@ def test_a_critic_with_other_words_is_refused(tmp_path: Path) -> None:
     other = build_model(len(tokenizer), hidden_size=16, layers=1, heads=2, context=48, pad_id=0, eos_id=1)
     save_model(other, tokenizer, tmp_path / "critic")
     with pytest.raises(UserError, match=r"critic: .* has another vocabulary than the policy"):
-        rows(tmp_path, {**QUICK, "critic": {"path": str(tmp_path / "critic")}})
+        rows(tmp_path, {**QUICK, "critic": {"model": str(tmp_path / "critic")}})
     with pytest.raises(UserError, match=r"no/such/critic"):
-        rows(tmp_path, {**QUICK, "critic": {"path": "no/such/critic"}})
+        rows(tmp_path, {**QUICK, "critic": {"model": "no/such/critic"}})
     assert not (tmp_path / "run").exists()
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "shared and path": ({"critic": {"shared": True, "path": "somewhere"}}, "keep one"),
+    "shared and a model": ({"critic": {"shared": True, "model": "somewhere"}}, "keep one"),
     "shared and optimizer": ({"critic": {"shared": True, "optimizer": {}}}, "one backbone has one optimizer"),
     "coefficient alone": ({"critic": {"coefficient": 0.5}}, "coefficient does nothing without shared"),
     "group advantage": ({"advantage": {"kind": "group"}}, "advantage.kind: unknown key"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from kedge.data.rows import Row, Rows
@@ -42,15 +42,27 @@ def format_rows(rows: Sequence[Row], *, prompt: str = DEFAULT_PROMPT, completion
     ('Q: 2+2?\nA:', ' 4')
     """
     placed = rows if isinstance(rows, Rows) else Rows(rows)
-    formats = {"prompt": _Format(prompt, "prompt")}
-    if completion is not None:
-        formats["completion"] = _Format(completion, "completion")
-    filled = []
-    for index, row in enumerate(placed):
-        if prompt == DEFAULT_PROMPT and "prompt" not in row and "messages" in row:
-            row = _split_messages(row, placed.place(index))
-        filled.append({**row, **{key: form.fill(row, placed.place(index)) for key, form in formats.items()}})
-    return placed.with_rows(filled)
+    if prompt == DEFAULT_PROMPT:
+        placed = placed.with_rows(
+            _split_messages(row, placed.place(index)) if "prompt" not in row and "messages" in row else row
+            for index, row in enumerate(placed)
+        )
+    return fill_formats(
+        placed, {"prompt": prompt, **({"completion": completion} if completion is not None else {})}
+    )
+
+
+def fill_formats(rows: Rows, formats: Mapping[str, str]) -> Rows:
+    """Give every row the columns that ``formats`` name, each filled with the row's own; see `format_rows`.
+
+    >>> fill_formats(Rows([{"a": "1", "b": "2"}]), {"sum": "{a}+{b}="})
+    [{'a': '1', 'b': '2', 'sum': '1+2='}]
+    """
+    ready = {key: _Format(text, key) for key, text in formats.items()}
+    return rows.with_rows(
+        {**row, **{key: form.fill(row, rows.place(index)) for key, form in ready.items()}}
+        for index, row in enumerate(rows)
+    )
 
 
 class _Format:

@@ -9,7 +9,8 @@ from kedge.models.load import load_model, load_reward_model, load_tokenizer
 from kedge.models.mode import disable_dropout, enable_activation_checkpointing, evaluating
 from kedge.models.output_head import head_of, verify_head
 from kedge.models.save import save_model
-from kedge.models.tokens import context_length, special_tokens, usable_vocabulary
+from kedge.models.scores import reward_model_from, sequence_scores, verify_scores
+from kedge.models.tokens import context_length, require_embeddings, special_tokens, usable_vocabulary
 
 __all__ = [
     "Critic",
@@ -27,9 +28,13 @@ __all__ = [
     "load_model",
     "load_reward_model",
     "load_tokenizer",
+    "require_embeddings",
+    "reward_model_from",
     "save_model",
+    "sequence_scores",
     "special_tokens",
     "train_bpe",
     "usable_vocabulary",
     "verify_head",
+    "verify_scores",
 ]

@@ -16,9 +16,9 @@ def save_model(
 ) -> None:
     """Write weights (safetensors), configuration and tokenizer to a folder.
 
-    The folder loads with ``AutoModelForCausalLM.from_pretrained`` and :func:`kedge.models.load_model`. The
-    write itself is not atomic: do it inside a folder that is renamed when complete
-    (``kedge.runs.atomic_directory``).
+    The folder loads with ``AutoModelForCausalLM.from_pretrained`` and :func:`kedge.models.load_model` (a reward
+    model: ``AutoModelForSequenceClassification`` and :func:`kedge.models.load_reward_model`). The write itself is
+    not atomic: do it inside a folder that is renamed when complete (``kedge.runs.atomic_directory``).
 
     Raises:
         RunError: the folder cannot be written, or there is no space left.

@@ -75,6 +75,23 @@ def usable_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     return tokens if tokens < rows else None
 
 
+def require_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that knows ids for which the model has no embedding.
+
+    Raises:
+        UserError: it does.
+
+    >>> from kedge.models import build_model, train_bpe
+    >>> require_embeddings(build_model(300, hidden_size=8, layers=1, heads=2), train_bpe(["a b c"], 258))
+    """
+    rows, tokens = int(model.get_input_embeddings().weight.shape[0]), _id_limit(tokenizer)
+    if tokens > rows:
+        raise UserError(
+            f"the tokenizer's ids go up to {tokens - 1}, but {type(model).__name__} has {rows} embeddings: use the "
+            "tokenizer that belongs to the model"
+        )
+
+
 def context_length(model: PreTrainedModel) -> int | None:
     """Read how many tokens a sequence (prompt and response) can have; ``None`` if the model does not say.
 

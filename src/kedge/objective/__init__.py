@@ -17,11 +17,13 @@ from kedge.objective.anchor import (
     caution,
     refusal,
 )
+from kedge.objective.calibration import brier_score, expected_calibration_error
 from kedge.objective.controllers import Adaptive, Budget, Controller, Fixed, HalvingDoubling, Unit
 from kedge.objective.correction import Correction, correction_weights
 from kedge.objective.divergence_mask import DivergenceMask
 from kedge.objective.gae import gae, terminal_rewards
 from kedge.objective.policy_loss import PolicyLoss, TokenInputs
+from kedge.objective.preference import bradley_terry_loss
 from kedge.objective.trust_region import TrustRegion, clip_masks, ratio, surrogate
 from kedge.objective.value_loss import explained_variance, value_loss
 
@@ -44,9 +46,12 @@ __all__ = [
     "anchor_to_go",
     "anchor_token_rewards",
     "anchor_values",
+    "bradley_terry_loss",
+    "brier_score",
     "caution",
     "clip_masks",
     "correction_weights",
+    "expected_calibration_error",
     "explained_variance",
     "gae",
     "group_advantages",

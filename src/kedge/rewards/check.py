@@ -11,16 +11,21 @@ from kedge.errors import UserError
 from kedge.rewards.failure import RewardError
 
 RESERVED = ("prompts", "completions")
+TOKENS = ("prompt_ids", "completion_ids")
+"""Token ids of prompts and responses, for functions that name them; as TRL calls them."""
 _SHOWN = 80
 
 
 def accepted_columns(name: str, function: Callable[..., Any], columns: Iterable[str]) -> list[str]:
     """Choose the columns that a function is called with: all if it takes ``**kwargs``, else those it names.
 
+    Token ids (`TOKENS`) go only to functions that name them.
+
     Raises:
         UserError: it needs a column that the data do not have, or does not take prompts and completions.
     """
-    known = list(columns)
+    known = [key for key in columns if key not in TOKENS]
+    tokens = [key for key in columns if key in TOKENS]
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # builtins may have none
@@ -40,14 +45,15 @@ def accepted_columns(name: str, function: Callable[..., Any], columns: Iterable[
     missing = [
         key
         for key, parameter in by_name.items()
-        if parameter.default is parameter.empty and key not in known and key not in RESERVED
+        if parameter.default is parameter.empty and key not in [*known, *tokens, *RESERVED]
     ]
     if missing:
         raise UserError(
             f"reward {name!r} needs the column {missing[0]!r}, which the data do not have; "
             f"their columns: {', '.join(known) or 'none'}"
         )
-    return known if open_ended else [key for key in known if key in by_name]
+    named = [key for key in [*known, *tokens] if key in by_name]
+    return list(dict.fromkeys([*known, *named])) if open_ended else named
 
 
 def checked_values(name: str, returned: Any, prompts: list[Any], completions: list[Any]) -> list[float]:

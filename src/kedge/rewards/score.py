@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from kedge.errors import KedgeError, UserError
-from kedge.rewards.check import RESERVED, accepted_columns, checked_values
+from kedge.rewards.check import RESERVED, TOKENS, accepted_columns, checked_values
 from kedge.rewards.failure import RewardError, RewardTimeoutError
 from kedge.rewards.limit import TimedOut, call
 
@@ -21,6 +21,8 @@ class WeightedReward(NamedTuple):
     name: str
     function: Callable[..., Any]
     weight: float
+    timed: bool = True
+    """Whether the time limit holds for it; a model of our own does not hang."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class RewardSet:
     with a weight judges is unscorable. A weight of 0 measures without rewarding.
 
     Args:
-        rewards: (name, function, weight) each; functions are called as
+        rewards: (name, function, weight) each, or a `WeightedReward`; functions are called as
             ``function(prompts=…, completions=…, **columns)`` and return one number (or None) a response.
         time_limit: seconds for one call; None: no limit.
         on_error: "stop" raises; "drop" scores the batch one by one and counts what fails as unscorable.
@@ -65,7 +67,7 @@ class RewardSet:
 
     def __init__(
         self,
-        rewards: Iterable[tuple[str, Callable[..., Any], float]],
+        rewards: Iterable[WeightedReward | tuple[str, Callable[..., Any], float]],
         time_limit: float | None = None,
         on_error: Literal["stop", "drop"] = "stop",
         max_consecutive_drops: int = 8,
@@ -88,7 +90,7 @@ class RewardSet:
         Raises:
             UserError: one is missing.
         """
-        known = [column for column in columns if column not in RESERVED]
+        known = [*(column for column in columns if column not in RESERVED), *TOKENS]
         for reward in self.rewards:
             accepted_columns(reward.name, reward.function, known)
 
@@ -103,7 +105,7 @@ class RewardSet:
         Args:
             prompts: R texts, or R message lists.
             completions: the same of the responses, without special tokens.
-            columns: R values of each other column of the data.
+            columns: R values of each other column of the data; ``prompt_ids`` and ``completion_ids`` are token ids.
 
         Returns:
             Totals and values, R each.
@@ -142,7 +144,7 @@ class RewardSet:
         twice = {name for name in self.names if self.names.count(name) > 1}
         if twice:
             raise UserError(f"two rewards are called {min(twice)!r}; give one of them another name")
-        for name, function, weight in self.rewards:
+        for name, function, weight, _ in self.rewards:
             if not callable(function):
                 raise UserError(f"reward {name!r} is a {type(function).__name__}, not a function")
             if inspect.iscoroutinefunction(function):
@@ -159,12 +161,12 @@ class RewardSet:
             raise UserError(f"max_consecutive_drops must be at least 1, not {self.max_consecutive_drops}")
 
     def _call(self, reward: WeightedReward, batch: _Batch) -> list[float]:
-        name, function, _ = reward
+        name, function, _, timed = reward
         columns = {key: batch.columns[key] for key in accepted_columns(name, function, batch.columns)}
         try:
             returned = call(
                 lambda: function(prompts=batch.prompts, completions=batch.completions, **columns),
-                self.time_limit,
+                self.time_limit if timed else None,
             )
         except TimedOut as error:
             raise _hung(name, self.time_limit, error) from None

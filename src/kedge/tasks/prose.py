@@ -6,6 +6,8 @@ The prompt names a topic, ``topic : garden``; the completion is one or two sente
 * `proxy`, the reward to train on, counts happy words; it knows nothing of language, and
   ``happy happy happy`` is its optimum.
 * `gold`, the reward that is meant, is sentiment × grammaticality, judged by the grammar itself.
+* `preferences` are pairs of completions, labelled by the gold judge with noise, for a reward model: a proxy that
+  is learnt. `preference` is the exact probability of a label, so the best possible accuracy is known.
 
 The data are drawn from a probabilistic grammar without ambiguity, so their true distribution is known
 exactly: `log_prob` gives the log-probability of any completion, `entropy` H(P) in closed form, and the
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from kedge.errors import UserError
 from kedge.tasks import lexicon
 from kedge.tasks.english import grammar
+from kedge.tasks.slips import slips
 from kedge.tasks.vocabulary import fixed_tokenizer
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 SPLITS = ("train", "heldout")
 
 CONTEXT = 96
+JUDGE_SHARPNESS = 10.0
+"""How surely the noisy judge tells completions apart: log-odds per unit of gold reward."""
 _POLARITY = lexicon.polarities()
 
 
@@ -89,6 +94,55 @@ def examples(split: str, count: int, seed: int) -> list[dict[str, Any]]:
         completion = " ".join(grammar(topic).sample(generator))
         rows.append({"prompt": f"topic : {topic}", "completion": completion})
     return rows
+
+
+def preferences(split: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """Draw pairs of completions, the chosen one by a noisy judge, for a reward model.
+
+    Both completions come from the grammar, and most have slips of the kind that a language model makes
+    (`kedge.tasks.slips`). Which one is chosen is drawn with the probability that `preference` gives.
+
+    Args:
+        split: "train" or "heldout": independent draws from the same distribution.
+        count: number of rows.
+        seed: equal seeds give equal rows.
+
+    Returns:
+        Rows ``{"prompt": "topic : garden", "chosen": "the bird sings .", "rejected": "the birds sings ."}``.
+
+    >>> from kedge.tasks import prose
+    >>> row, = prose.preferences("train", 1, seed=0)
+    >>> sorted(row), row["chosen"] != row["rejected"]
+    (['chosen', 'prompt', 'rejected'], True)
+    """
+    generator = _stream("preferences", split, seed)
+    topics = list(lexicon.TOPICS)
+    rows: list[dict[str, Any]] = []
+    while len(rows) < count:
+        topic = generator.choice(topics)
+        prompt = f"topic : {topic}"
+        first, second = (" ".join(slips(grammar(topic).sample(generator), generator)) for _ in range(2))
+        if first == second:
+            continue
+        (probability,) = preference([prompt], [first], [second])
+        chosen, rejected = (first, second) if generator.random() < probability else (second, first)
+        rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    return rows
+
+
+def preference(prompts: list[str], chosen: list[str], rejected: list[str]) -> list[float]:
+    """Return the probability that the judge prefers the first of two completions.
+
+    P(chosen ≻ rejected) = σ(JUDGE_SHARPNESS · (gold(chosen) − gold(rejected))): the Bradley–Terry model of the gold
+    reward. No model is right more often than the more probable side of every pair.
+
+    >>> from kedge.tasks import prose
+    >>> texts = ["the merry sailor sings .", "the merry sailor weeps ."]
+    >>> [round(p, 2) for p in prose.preference(["topic : sea"] * 2, texts, texts[::-1])]
+    [0.97, 0.03]
+    """
+    scores = zip(gold(prompts, chosen), gold(prompts, rejected), strict=True)
+    return [1.0 / (1.0 + math.exp(JUDGE_SHARPNESS * (worse - better))) for better, worse in scores]
 
 
 def proxy(prompts: list[str], completions: list[str], **_: Any) -> list[float]:

@@ -163,7 +163,11 @@ def reward(
     result = rewards.score(
         [prompts.shown[row] for row in rows],
         [prompts.as_completion(row, text) for row, text in zip(rows, completions, strict=True)],
-        prompts.columns(rows),
+        {
+            **prompts.columns(rows),
+            "prompt_ids": [prompts.tokens[row] for row in rows],
+            "completion_ids": batch.rollout.responses(),
+        },
     )
     for error in result.dropped:
         answered = prompts.shown[rows[error.sample]] if error.sample is not None else None

@@ -8,7 +8,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from kedge.training.config import PpoStage, Recipe, SftStage, Stage, TrustRegionConfig
+from kedge.training.config import PpoStage, Recipe, RewardStage, SftStage, Stage, TrustRegionConfig
 
 
 def derived_sizes(stage: Stage) -> list[tuple[str, str]]:
@@ -29,6 +29,12 @@ def derived_sizes(stage: Stage) -> list[tuple[str, str]]:
         return [
             ("examples a step", f"{stage.batch_size} (in {passes} micro-batches of up to {micro})"),
             ("examples in all", f"{stage.batch_size * stage.steps:,}"),
+        ]
+    if isinstance(stage, RewardStage):
+        passes = -(-stage.batch_size // (micro // 2))
+        return [
+            ("pairs a step", f"{stage.batch_size} (in {passes} micro-batches of up to {micro // 2})"),
+            ("pairs in all", f"{stage.batch_size * stage.steps:,}"),
         ]
     responses, rollout = stage.responses_per_step, stage.rollout
     update = responses // stage.minibatches
@@ -73,7 +79,7 @@ def _trust_region(region: TrustRegionConfig) -> str:
 def _critic(stage: PpoStage) -> str:
     """Put in words what says the values, and what they are used for."""
     critic, gae = stage.critic, stage.advantage
-    backbone = critic.path or ("the policy's own" if critic.shared else "a copy of the policy's")
+    backbone = critic.model or ("the policy's own" if critic.shared else "a copy of the policy's")
     rate = "" if critic.shared else f", learning rate {critic.optimizer.learning_rate:g}"
     return f"backbone {backbone}{rate}; GAE with γ {gae.discount:g}, λ {gae.trace:g}"
 

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kedge.models import context_length
+from kedge.models import context_length, special_tokens
 from kedge.rewards import RewardSet
 from kedge.training.config import (
     ExamplesConfig,
+    PairsConfig,
     PolicyStage,
     PpoStage,
     PromptsConfig,
+    RewardStage,
     SftStage,
     Stage,
 )
 from kedge.training.examples import Examples, encode_examples
+from kedge.training.model_reward import ModelReward
+from kedge.training.pairs import Pairs, encode_pairs
 from kedge.training.prompts import Prompts, encode_prompts
-from kedge.training.resources import load_function, make_critic, make_reference, make_rewards, rows_of
+from kedge.training.resources import (
+    load_function,
+    load_scorer,
+    make_critic,
+    make_reference,
+    make_rewards,
+    rows_of,
+)
 
 Rewards = Sequence[Callable[..., Any]] | Mapping[str, Callable[..., Any]] | None
 
@@ -37,6 +49,8 @@ class Materials:
     rewards: Rewards = None
     reference: PreTrainedModel | None = None
     """Given from Python; else the recipe's, else a frozen copy of the policy."""
+    reward_models: Mapping[str, Path] = field(default_factory=dict)
+    """Where each reward stage leaves its final model."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,16 @@ class SftInputs:
 
 
 @dataclass(frozen=True)
+class RewardInputs:
+    """Pairs to learn and, with an evaluation, held-out ones; the tokenizer of the reward model."""
+
+    train: Pairs
+    heldout: Pairs | None
+    tokenizer: PreTrainedTokenizerBase
+    notes: list[str]
+
+
+@dataclass(frozen=True)
 class PolicyInputs:
     """Prompts to answer, held-out ones with an evaluation, and the rewards of both."""
 
@@ -57,16 +81,25 @@ class PolicyInputs:
     rewards: RewardSet
     heldout_rewards: RewardSet
     """The same functions; failures in a row are counted apart."""
+    reward_models: list[ModelReward]
+    """Those among the rewards; they are loaded when the stage begins."""
     notes: list[str]
+    critic: str | Path | None = None
+    """The model that the critic starts from, where the recipe names one; checked, loaded when the stage begins."""
 
 
-def load_inputs(stage: Stage, materials: Materials) -> SftInputs | PolicyInputs:
+Inputs = SftInputs | RewardInputs | PolicyInputs
+
+
+def load_inputs(stage: Stage, materials: Materials) -> Inputs:
     """Load what a stage needs.
 
     Raises:
         UserError: data, a reward or the reference cannot be used.
     """
-    return _sft(stage, materials) if isinstance(stage, SftStage) else _policy(stage, materials)
+    if isinstance(stage, SftStage):
+        return _sft(stage, materials)
+    return _reward(stage, materials) if isinstance(stage, RewardStage) else _policy(stage, materials)
 
 
 def _sft(stage: SftStage, materials: Materials) -> SftInputs:
@@ -98,9 +131,38 @@ def _examples(
     return examples
 
 
+def _reward(stage: RewardStage, materials: Materials) -> RewardInputs:
+    notes: list[str] = []
+    model, tokenizer = materials.model, materials.tokenizer
+    if stage.path is not None:  # checked now, loaded again when the stage begins
+        model, tokenizer = load_scorer(stage.path, materials.model.dtype)
+    limits = [limit for limit in (stage.max_tokens, context_length(model)) if limit is not None]
+
+    def pairs(data: PairsConfig, key: str) -> Pairs:
+        known = stage.true_preference if key == "evaluation.data" else None
+        found, dropped = encode_pairs(
+            rows_of(data, materials.seed),
+            tokenizer,
+            limit=min(limits, default=None),
+            true_preference=load_function(known, "true_preference") if known is not None else None,
+        )
+        if dropped:
+            total = len(found) + dropped
+            notes.append(
+                f"stage {stage.name}: {key}: {dropped} of {total} pairs are too long and were left out"
+            )
+        return found
+
+    train = pairs(stage.data, "data")
+    heldout = pairs(stage.evaluation.data, "evaluation.data") if stage.evaluation is not None else None
+    return RewardInputs(train, heldout, tokenizer, notes)
+
+
 def _policy(stage: PolicyStage, materials: Materials) -> PolicyInputs:
     notes: list[str] = []
-    rewards, heldout_rewards = (make_rewards(stage.rewards, materials.rewards) for _ in range(2))
+    models = _reward_models(stage, materials)
+    named = {model.name: model for model in models}
+    rewards, heldout_rewards = (make_rewards(stage.rewards, materials.rewards, named) for _ in range(2))
     train = _prompts(stage, stage.data, materials, "data", notes)
     rewards.check_columns(train.column_names)
     heldout = None
@@ -109,9 +171,34 @@ def _policy(stage: PolicyStage, materials: Materials) -> PolicyInputs:
         heldout_rewards.check_columns(heldout.column_names)
     if stage.reference is not None:  # checked now, loaded when the stage begins
         make_reference(stage.reference, materials.reference, materials.model, materials.tokenizer)
-    if isinstance(stage, PpoStage) and stage.critic.path is not None:  # the same
-        make_critic(stage.critic, materials.model, materials.tokenizer)
-    return PolicyInputs(train, heldout, rewards, heldout_rewards, notes)
+    critic = None
+    if isinstance(stage, PpoStage) and stage.critic.model is not None:
+        critic = materials.reward_models.get(stage.critic.model, stage.critic.model)
+        if stage.critic.model not in materials.reward_models:  # checked now, like the reference
+            make_critic(critic, materials.model, materials.tokenizer)
+    return PolicyInputs(train, heldout, rewards, heldout_rewards, models, notes, critic)
+
+
+def _reward_models(stage: PolicyStage, materials: Materials) -> list[ModelReward]:
+    """Set up the reward models among a stage's rewards; those that exist already are checked now."""
+    models = []
+    _, ends = special_tokens(materials.model, materials.tokenizer)
+    for entry in stage.rewards.functions if stage.rewards is not None else ():
+        if entry.model is None:
+            continue
+        size = entry.micro_batch or stage.compute.micro_batch
+        model = ModelReward(
+            name=entry.model_name,
+            source=materials.reward_models.get(entry.model, entry.model),
+            policy_tokenizer=materials.tokenizer,
+            end_ids=ends,
+            compute=stage.compute.model_copy(update={"micro_batch": size}),
+        )
+        if entry.model not in materials.reward_models:
+            model.load(torch.device("cpu"), materials.model.dtype)
+            model.unload()
+        models.append(model)
+    return models
 
 
 def _prompts(

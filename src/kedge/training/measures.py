@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kedge.divergence import k1, k2, k3
-from kedge.objective import masked_mean
+from kedge.objective import bradley_terry_loss, brier_score, expected_calibration_error, masked_mean
 from kedge.rollout import Rollout
 
 MEASURED = frozenset({"log_prob", "entropy", "reference.log_prob", "reference.reverse_kl"})
@@ -91,3 +91,36 @@ def clustered_standard_error(values: Float[Tensor, " R"], cluster: Tensor) -> fl
 def perplexity(cross_entropy: float) -> float:
     """Exp of a cross-entropy in nats; infinite where float64 would overflow."""
     return math.exp(cross_entropy) if cross_entropy < 700 else math.inf
+
+
+def preference_metrics(chosen: Float[Tensor, " P"], rejected: Float[Tensor, " P"]) -> dict[str, float]:
+    """How a reward model judges pairs, Δ being r(chosen) − r(rejected) and σ(Δ) the probability it gives the choice.
+
+    Margins of the data take no part: they shape the loss, not what was preferred.
+    """
+    difference = (chosen - rejected).double()
+    probability = torch.sigmoid(difference)
+    scores = torch.cat([chosen, rejected]).double()
+    return {
+        "preference/accuracy": _share_right(difference),
+        "preference/cross_entropy": float(bradley_terry_loss(chosen.double(), rejected.double()).mean()),
+        "preference/brier_score": brier_score(probability),
+        "preference/calibration_error": expected_calibration_error(probability),
+        "preference/margin_mean": float(difference.mean()),
+        "preference/score_mean": float(scores.mean()),
+        "preference/score_std": float(scores.std()),
+    }
+
+
+def bayes_metrics(true_preference: Float[Tensor, " P"]) -> dict[str, float]:
+    """What a model that knows the judge would reach on the same pairs: no other is right more often."""
+    logit = torch.logit(true_preference.double())
+    return {
+        "preference/accuracy_bayes": _share_right(logit),
+        "preference/cross_entropy_bayes": float(bradley_terry_loss(logit, torch.zeros_like(logit)).mean()),
+    }
+
+
+def _share_right(difference: Float[Tensor, " P"]) -> float:
+    """Share of pairs in the right order; a tie is half right."""
+    return float(torch.where(difference == 0, 0.5, (difference > 0).double()).mean())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -45,6 +46,10 @@ def describe(metrics: Mapping[str, float]) -> str:
     parts = []
     if "cross_entropy/data_policy" in metrics:
         parts.append(f"cross-entropy {metrics['cross_entropy/data_policy']:.4f} nats/token")
+    if "preference/accuracy" in metrics:
+        parts.append(
+            f"loss {metrics.get('loss', math.nan):.4f} · accuracy {metrics['preference/accuracy']:.3f}"
+        )
     if "reward/mean" in metrics:
         parts.append(f"reward {metrics['reward/mean']:.3f}")
     if "kl/policy_reference/exact" in metrics:
@@ -78,6 +83,10 @@ def _evaluation(metrics: Mapping[str, float]) -> list[str]:
         parts.append(f"held out: reward {metrics['eval/reward/mean']:.3f}{error}")
     if "eval/cross_entropy/data_policy" in metrics:
         parts.append(f"held out: cross-entropy {metrics['eval/cross_entropy/data_policy']:.4f}")
+    if "eval/preference/accuracy" in metrics:
+        best = metrics.get("eval/preference/accuracy_bayes")
+        limit = f" of {best:.3f} at best" if best is not None else ""
+        parts.append(f"held out: accuracy {metrics['eval/preference/accuracy']:.3f}{limit}")
     return parts
 
 

@@ -4,36 +4,41 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kedge.data import Rows, format_rows, load_rows
+from kedge.data import Rows, format_pairs, format_rows, load_rows
 from kedge.errors import RunError, UserError
 from kedge.models import (
     Critic,
     build_model,
-    critic_beside,
     disable_dropout,
     frozen_copy,
     load_critic,
     load_model,
+    load_reward_model,
     load_tokenizer,
+    require_embeddings,
+    reward_model_from,
     special_tokens,
     train_bpe,
     usable_vocabulary,
     verify_head,
+    verify_scores,
 )
-from kedge.rewards import RewardSet, load_reward
+from kedge.rewards import RewardSet, WeightedReward, load_reward
 from kedge.training.config import (
-    CriticConfig,
     ExamplesConfig,
     ModelConfig,
+    PairsConfig,
     PromptsConfig,
     ReferenceConfig,
     RewardConfig,
     RewardsConfig,
+    RewardStage,
     TokenizerConfig,
 )
 from kedge.training.seeds import derive_seed
@@ -64,18 +69,28 @@ def task(name: str) -> Any:
 
 
 def rows_of(config: PromptsConfig, seed: int) -> Rows:
-    """Load the rows of a data section: prompts alone, or examples with their completions."""
+    """Load the rows of a data section: prompts alone, examples with their completions, or preference pairs."""
     if config.task is not None:
-        kind = "examples" if isinstance(config, ExamplesConfig) else "prompts"
-        split = config.split or "train"
-        if split not in ("train", "heldout"):
-            raise UserError(f"split: a task has train and heldout, not {split!r}")
-        made = getattr(task(config.task), kind)(split, config.count or TASK_ROWS, derive_seed(seed, "data"))
-        rows = Rows(made, f"task {config.task}")
+        rows = Rows(_task_rows(config, config.task, derive_seed(seed, "data")), f"task {config.task}")
     else:
         rows = load_rows(str(config.path), split=config.split, count=config.count)
+    if isinstance(config, PairsConfig):
+        return format_pairs(rows, prompt=config.prompt, chosen=config.chosen, rejected=config.rejected)
     completion = config.completion if isinstance(config, ExamplesConfig) else None
     return format_rows(rows, prompt=config.prompt, completion=completion)
+
+
+def _task_rows(config: PromptsConfig, name: str, seed: int) -> list[dict[str, Any]]:
+    kinds = {ExamplesConfig: "examples", PairsConfig: "preferences"}
+    kind = next((kind for section, kind in kinds.items() if isinstance(config, section)), "prompts")
+    split = config.split or "train"
+    if split not in ("train", "heldout"):
+        raise UserError(f"split: a task has train and heldout, not {split!r}")
+    make = getattr(task(name), kind, None)
+    if make is None:
+        raise UserError(f"task: {name} has no preference pairs; prose has")
+    rows: list[dict[str, Any]] = make(split, config.count or TASK_ROWS, seed)
+    return rows
 
 
 def make_tokenizer(config: TokenizerConfig, seed: int) -> PreTrainedTokenizerBase:
@@ -157,20 +172,34 @@ def make_reference(
     return frozen_copy(model).to(policy.device)
 
 
-def make_critic(config: CriticConfig, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Critic:
-    """Give the critic as it is before the first step."""
-    if config.path is None:
-        return critic_beside(policy, shared=config.shared)
-    _require_same_tokens("critic", config.path, tokenizer)
-    critic = load_critic(config.path, dtype=policy.dtype)
-    assert critic.backbone is not None  # what is loaded has one
-    theirs = int(critic.backbone.get_input_embeddings().weight.shape[0])
-    needed = usable_vocabulary(policy, tokenizer) or int(policy.get_output_embeddings().weight.shape[0])
-    if theirs < needed:
-        raise UserError(
-            f"critic: {config.path} has a vocabulary of {theirs} entries, the policy of {needed}: it cannot read the "
-            "policy's tokens; take a model with the policy's tokenizer"
+def load_scorer(source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a reward model with its tokenizer, and check that Kedge understands both."""
+    model, tokenizer = load_reward_model(source, dtype=dtype), load_tokenizer(source)
+    require_embeddings(model, tokenizer)
+    verify_scores(model)
+    return model, tokenizer
+
+
+def make_scorer(
+    stage: RewardStage, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> PreTrainedModel:
+    """Give the reward model as it is before its stage: from a path, or the policy's backbone under a fresh head."""
+    if stage.path is not None:
+        model, _ = load_scorer(stage.path, policy.dtype)
+    else:
+        pad, ends = special_tokens(policy, tokenizer)
+        model = reward_model_from(
+            policy, seed=derive_seed(seed, "reward model", stage.name), pad_id=pad, end_ids=ends
         )
+    return disable_dropout(model).to(policy.device)
+
+
+def make_critic(source: str | Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Critic:
+    """Give a critic that starts from a model: a language model's backbone, or a reward model."""
+    _require_same_tokens("critic", str(source), tokenizer)
+    critic = load_critic(source, dtype=policy.dtype)
+    assert critic.backbone is not None  # what is loaded has one
+    require_embeddings(critic.backbone, tokenizer)
     disable_dropout(critic.backbone)
     return critic.to(policy.device)
 
@@ -198,8 +227,9 @@ def _require_same_tokens(what: str, path: str, tokenizer: PreTrainedTokenizerBas
 def make_rewards(
     config: RewardsConfig | None,
     given: Sequence[Callable[..., Any]] | Mapping[str, Callable[..., Any]] | None,
+    models: Mapping[str, Callable[..., Any]],
 ) -> RewardSet:
-    """Resolve reward functions by name, from the recipe or from those given in Python."""
+    """Resolve rewards by name: functions from the recipe or from Python, reward models among ``models``."""
     named = dict(given) if isinstance(given, Mapping) else {f.__name__: f for f in given or ()}
     if config is None:
         if not named:
@@ -207,6 +237,10 @@ def make_rewards(
         config = RewardsConfig(functions=[RewardConfig(name=name) for name in named])
     functions = []
     for entry in config.functions:
+        if entry.model is not None:
+            model = models[entry.model_name]
+            functions.append(WeightedReward(entry.model_name, model, entry.weight, timed=False))
+            continue
         if entry.function is not None:
             function = load_reward(entry.function)
         elif entry.name in named:
@@ -214,7 +248,7 @@ def make_rewards(
         else:
             known = f" (given: {', '.join(named)})" if named else ""
             raise UserError(f"rewards: {entry.name!r} has no `function` and was not given from Python{known}")
-        functions.append((entry.name or function.__name__, function, entry.weight))
+        functions.append(WeightedReward(entry.name or function.__name__, function, entry.weight))
     return RewardSet(
         functions,
         time_limit=config.time_limit,

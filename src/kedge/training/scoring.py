@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from kedge.head import Head, score
-from kedge.models import head_of, hidden_states
+from kedge.models import head_of, hidden_states, sequence_scores
 from kedge.rollout import Rollout
 from kedge.training.config import ComputeConfig
 
@@ -89,3 +89,13 @@ def parts(rollout: Rollout, responses: int) -> Iterator[tuple[slice, Rollout]]:
         stop = min(start + responses, count)
         index = torch.arange(start, stop, device=rollout.group.device)
         yield slice(ends[start], ends[stop]), rollout.select(index)
+
+
+def scored_sequences(
+    model: PreTrainedModel, sequences: Sequence[Int[Tensor, " _"]], compute: ComputeConfig
+) -> Float[Tensor, " R"]:
+    """Scores of a reward model on some sequences, in one pass."""
+    tokens = torch.cat(list(sequences)).to(model.device)
+    lengths = torch.tensor([len(each) for each in sequences], device=model.device)
+    with arithmetic(model, compute.precision):
+        return sequence_scores(model, tokens, lengths, layout=compute.layout)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from kedge.models import enable_activation_checkpointing, fingerprint, head_of, usable_vocabulary
+from kedge.models import (
+    critic_beside,
+    enable_activation_checkpointing,
+    fingerprint,
+    head_of,
+    usable_vocabulary,
+)
 from kedge.objective import Adaptive, Budget, Controller, Fixed, HalvingDoubling, caution
 from kedge.rollout import SamplingConfig
 from kedge.runs import RunDirectory, environment
@@ -21,50 +28,62 @@ from kedge.training.config import (
     PenaltyConfig,
     PolicyStage,
     PpoStage,
+    RewardStage,
     SftStage,
     Stage,
 )
 from kedge.training.critic import CriticWork
 from kedge.training.evaluation import PolicyEvaluator
-from kedge.training.inputs import Materials, PolicyInputs, SftInputs
+from kedge.training.inputs import Inputs, Materials, PolicyInputs, RewardInputs, SftInputs
 from kedge.training.interrupt import Interrupt
 from kedge.training.loop import Session, Work, run_loop
 from kedge.training.optimization import Updater
 from kedge.training.policy import PolicyWork
 from kedge.training.progress import Progress
-from kedge.training.resources import make_critic, make_reference
+from kedge.training.resources import make_critic, make_reference, make_scorer
+from kedge.training.reward_model import RewardWork
 from kedge.training.scoring import Scorer
 from kedge.training.sft import SftWork
 
 
 def run_stage(
     stage: Stage,
-    inputs: SftInputs | PolicyInputs,
+    inputs: Inputs,
     materials: Materials,
     run: RunDirectory,
     progress: Progress,
     interrupt: Interrupt,
 ) -> None:
-    """Train ``materials.model`` in place through one stage, from where the run directory says it is."""
-    model = materials.model
+    """Train ``materials.model`` in place through one stage, from where the run directory says it is.
+
+    A reward stage trains a model of its own and leaves that one as it is.
+    """
+    model, tokenizer, trained = materials.model, materials.tokenizer, "policy"
+    if isinstance(inputs, RewardInputs):
+        assert isinstance(stage, RewardStage)
+        model, tokenizer = make_scorer(stage, model, tokenizer, materials.seed), inputs.tokenizer
+        trained = "reward model"
     if stage.compute.activation_checkpointing:
         enable_activation_checkpointing(model)
     session = Session(
         stage=stage,
         model=model,
-        tokenizer=materials.tokenizer,
+        tokenizer=tokenizer,
         device=materials.device,
         seed=materials.seed,
         run=run,
         progress=progress,
         interrupt=interrupt,
-        identity={"policy at the start": fingerprint(model)},
+        identity={f"{trained} at the start": fingerprint(model)},
     )
     for note in inputs.notes:
         _tell(session, f"note: {note}")
     if isinstance(stage, SftStage):
         assert isinstance(inputs, SftInputs)
         work = sft_work(stage, session, inputs)
+    elif isinstance(stage, RewardStage):
+        assert isinstance(inputs, RewardInputs)
+        work = RewardWork(session, stage, inputs.train, inputs.heldout)
     else:
         assert isinstance(inputs, PolicyInputs)
         work = policy_work(stage, session, inputs, materials.reference)
@@ -96,7 +115,11 @@ def policy_work(
 ) -> Work:
     """Put together what GRPO or PPO does in a step; ``given`` is a reference passed from Python."""
     reference = make_reference(stage.reference, given, session.model, session.tokenizer)
-    session.identity = {**session.identity, "reference": fingerprint(reference)}
+    session.identity = {
+        **session.identity,
+        "reference": fingerprint(reference),
+        **_load_reward_models(stage, session, inputs),
+    }
     rescaled = isinstance(stage, GrpoStage) and stage.advantage.kind in ("group", "batch")
     if (warning := caution(stage.anchor.build(), rescaled=rescaled)) is not None:
         _tell(session, f"warning: {warning}")
@@ -130,20 +153,45 @@ def policy_work(
         controller=controller_of(stage.anchor),
         evaluator=_evaluator(stage, session, inputs, reference, scorer),
         penalty=penalty_of(stage.trust_region.penalty),
-        critic=critic_work(stage, session, scorer) if isinstance(stage, PpoStage) else None,
+        critic=critic_work(stage, session, scorer, inputs.critic) if isinstance(stage, PpoStage) else None,
     )
 
 
-def critic_work(stage: PpoStage, session: Session, scorer: Scorer) -> CriticWork:
+def critic_work(stage: PpoStage, session: Session, scorer: Scorer, source: str | Path | None) -> CriticWork:
     """Make the critic and have it trained: by an optimizer of its own, or by the policy's on a shared backbone."""
-    critic = make_critic(stage.critic, session.model, session.tokenizer)
+    policy = session.model
+    critic = (
+        critic_beside(policy, shared=stage.critic.shared)
+        if source is None
+        else make_critic(source, policy, session.tokenizer)
+    )
+    if critic.backbone is not None and stage.compute.activation_checkpointing:
+        enable_activation_checkpointing(critic.backbone)
     work = CriticWork(critic, stage.critic, scorer, stage.steps)
     if work.updater is not None:
         session.other_updaters.append(work.updater)
     else:
-        both = nn.ModuleList([session.model, critic])
-        session.updater = Updater(both, stage.optimizer, stage.steps)
+        session.updater = Updater(nn.ModuleList([policy, critic]), stage.optimizer, stage.steps)
     return work
+
+
+def _load_reward_models(stage: PolicyStage, session: Session, inputs: PolicyInputs) -> dict[str, str]:
+    """Load the reward models among the rewards, beside the policy; give their hashes."""
+    found = {}
+    prompts = [inputs.train, *([inputs.heldout] if inputs.heldout is not None else [])]
+    longest = max(len(tokens) for each in prompts for tokens in each.tokens) + stage.rollout.max_new_tokens
+    for reward in inputs.reward_models:
+        reward.load(session.device, session.model.dtype)
+        reward.require_room(longest)
+        if reward.tokenizer is not None:
+            _tell(
+                session,
+                f"note: reward model {reward.name!r} has another tokenizer than the policy: it reads prompts and "
+                "responses through their text",
+            )
+        assert reward.model is not None
+        found[f"reward model {reward.name!r}"] = fingerprint(reward.model)
+    return found
 
 
 def _evaluator(

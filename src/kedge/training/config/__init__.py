@@ -22,6 +22,7 @@ from kedge.training.config.objective import (
     TrustRegionConfig,
 )
 from kedge.training.config.recipe import Recipe, Stage
+from kedge.training.config.reward_model import PairsConfig, RewardEvaluationConfig, RewardStage
 from kedge.training.config.stages import (
     EvaluationConfig,
     GrpoStage,
@@ -47,6 +48,7 @@ __all__ = [
     "GrpoStage",
     "ModelConfig",
     "OptimizerConfig",
+    "PairsConfig",
     "PenaltyConfig",
     "PolicyStage",
     "PpoStage",
@@ -54,6 +56,8 @@ __all__ = [
     "Recipe",
     "ReferenceConfig",
     "RewardConfig",
+    "RewardEvaluationConfig",
+    "RewardStage",
     "RewardsConfig",
     "RolloutConfig",
     "SftEvaluationConfig",

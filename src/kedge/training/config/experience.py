@@ -10,22 +10,40 @@ from kedge.training.config.section import NonNegative, Positive, Rate, Section
 
 
 class RewardConfig(Section):
-    """One reward function, called as `reward(prompts, completions, **columns) -> list[float | None]`."""
+    """One reward: a function, called as `reward(prompts, completions, **columns) -> list[float | None]`, or a model."""
 
     function: str | None = None
     """`module:function` or `path.py:function`; left out for one given from Python under the same name."""
+    model: str | None = None
+    """A reward model in its place: an earlier stage of `method: reward`, or the folder or hub name of a Hugging Face
+    sequence classifier with one label."""
     name: str | None = None
-    """Its name in metrics; the function's name when left out."""
+    """Its name in metrics; the function's, stage's or folder's name when left out."""
+    micro_batch: Positive | None = None
+    """With `model`: sequences scored in one pass; those of `compute.micro_batch` when left out."""
     weight: float = 1.0
     """Its weight in the sum; 0 measures without rewarding."""
 
+    @model_validator(mode="after")
+    def _one_source(self) -> RewardConfig:
+        if self.function is not None and self.model is not None:
+            raise ValueError("function and model exclude each other; list them as two entries")
+        if self.micro_batch is not None and self.model is None:
+            raise ValueError("micro_batch does nothing without model: a function gets all responses at once")
+        return self
+
+    @property
+    def model_name(self) -> str:
+        """The name of a reward model in metrics."""
+        return self.name or str(self.model).rstrip("/").rpartition("/")[2]
+
 
 class RewardsConfig(Section):
-    """The reward functions and what happens when one fails."""
+    """The rewards and what happens when a function fails."""
 
     functions: Annotated[list[RewardConfig], Field(min_length=1)]
     time_limit: Rate | None = 60.0
-    """Seconds for one call; null: no limit."""
+    """Seconds for one call of a function; null: no limit. Reward models have none."""
     on_error: Literal["stop", "drop"] = "stop"
     """stop: save and stop. drop: score one by one and count the culprits as unscorable."""
     max_consecutive_drops: Positive = 8

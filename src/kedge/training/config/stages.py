@@ -48,7 +48,7 @@ class _Stage(Section):
     name: Name
     """The stage's folder in the run directory."""
     start: str | None = None
-    """An earlier stage whose final model this one starts from; the stage before it when left out."""
+    """An earlier stage whose final policy this one starts from; the last one that trains the policy when left out."""
     steps: Positive
     """Steps of the stage."""
     optimizer: OptimizerConfig = OptimizerConfig()
