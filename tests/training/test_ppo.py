@@ -17,7 +17,7 @@ from kedge.models import build_model, save_model
 from kedge.runs import load_state
 from kedge.tasks import prose, sums
 from kedge.training import validate_recipe
-from tests.training.small import GRPO, PPO, recipe
+from tests.training.small import AGAINST_IT, GRPO, PPO, PROSE, REWARD, recipe
 
 QUICK: dict[str, Any] = {**PPO, "steps": 2, "evaluation": None}
 ONE_EACH = {**PPO["rollout"], "prompts_per_step": 16, "responses_per_prompt": 1}
@@ -177,6 +177,22 @@ def test_a_critic_from_a_folder(tmp_path: Path) -> None:
     assert weights["head.weight"].shape == (1, 16)
 
 
+def test_a_critic_from_an_earlier_stage(tmp_path: Path) -> None:
+    """Reward model, then PPO against it: the critic starts from its backbone and from its score."""
+    stage = {**QUICK, **{key: AGAINST_IT[key] for key in ("data", "rewards")}, "steps": 1}
+    stage["critic"] = {"model": "scores", "optimizer": {"learning_rate": 1e-12}}
+    result = kedge.train(
+        recipe(tmp_path, {**REWARD, "evaluation": None, "true_preference": None}, stage, model=PROSE)
+    )
+    theirs = load_file(result.stages["scores"].model / "model.safetensors")
+    state = load_state(result.stages["ppo"].model.resolve().parent)
+    weights = state["work"]["critic"]["weights"]
+    assert torch.allclose(weights["head.weight"], theirs["score.weight"], atol=1e-9)
+    name = "layers.0.self_attn.q_proj.weight"
+    assert torch.allclose(weights[f"backbone.{name}"], theirs[f"model.{name}"], atol=1e-9)
+    assert result.stages["ppo"].metrics[0]["critic/value_mean"] != 0
+
+
 def test_a_critic_with_other_words_is_refused(tmp_path: Path) -> None:
     tokenizer = prose.tokenizer()
     other = build_model(len(tokenizer), hidden_size=16, layers=1, heads=2, context=48, pad_id=0, eos_id=1)
@@ -225,6 +241,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "total variation above 1": (
         {"trust_region": {"mask": {"threshold": 1.0}}},
         "a total variation is at most 1",
+    ),
+    "a critic from another method": (
+        {"critic": {"model": "ppo"}},
+        "'ppo' is no earlier stage of method: reward",
     ),
     "exact in the reward": ({"anchor": {**PPO["anchor"], "measure": "exact"}}, "drops its own gradient"),
 }
