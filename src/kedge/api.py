@@ -78,7 +78,7 @@ def train(
         config: a recipe, the data of one, or a recipe's path.
         model: the policy, trained in place; in place of the recipe's ``model``.
         tokenizer: goes with ``model``.
-        reference: what GRPO stages are anchored to; a frozen copy of the policy as each stage finds it if
+        reference: what GRPO and PPO stages are anchored to; a frozen copy of the policy as each stage finds it if
             left out.
         rewards: functions ``(prompts, completions, **columns) -> list[float | None]``, for stages without
             ``rewards`` or by name.

@@ -121,6 +121,19 @@ def test_supervised_runs_have_a_table_of_their_own(demo: Path) -> None:
     )
 
 
+def test_a_reward_model_has_charts_and_columns_of_its_own(tmp_path: Path) -> None:
+    row = {"step": 0, "eval/preference/accuracy": 0.7, "eval/preference/accuracy_bayes": 0.8}
+    row |= {"eval/preference/calibration_error": 0.05, "preference/cross_entropy": 0.6}
+    place = write_run(tmp_path / "run", [row], method="reward")
+    table = comparison([place])
+    assert [column.title for column in table.columns] == ["accuracy", "accuracy", "calibration error"]
+    (run,) = read_runs([place])
+    (section,) = sections([run])
+    assert section["title"] == "Reward model"
+    assert [chart["title"] for chart in section["charts"]] == ["Accuracy", "Cross-entropy", "Calibration"]
+    assert [line["quantity"] for line in section["charts"][0]["lines"]] == ["", "at best"]
+
+
 def test_names_with_a_standard_error_are_no_rewards(tmp_path: Path) -> None:
     row = {"step": 0, "eval/reward/mean": 1.0, "eval/reward/mean_se": 0.1, "eval/reward/std": 1.0}
     row |= {"eval/reward/gold": 1.0, "eval/reward/gold_se": 0.1, "eval/reward/house_se": 3.0}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kedge.errors import UserError
-from kedge.rewards import RewardError, RewardSet, RewardTimeoutError
+from kedge.rewards import RewardError, RewardSet, RewardTimeoutError, WeightedReward
 
 PROMPTS = ["p0", "p1", "p2", "p3"]
 COMPLETIONS = ["", "a", "bb", "ccc"]
@@ -289,3 +289,42 @@ def test_the_room_needs_no_torch() -> None:
     program = "import sys, kedge.rewards, kedge.data; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+IDS = {"prompt_ids": [[1], [2], [3], [4]], "completion_ids": [[5], [6, 7], [8], [9]]}
+
+
+def test_token_ids_go_to_functions_that_name_them() -> None:
+    seen: list[Any] = []
+
+    def by_tokens(
+        prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: Any
+    ) -> Any:
+        seen.append((completion_ids, columns))
+        return [float(len(ids)) for ids in completion_ids]
+
+    def by_text(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        seen.append(columns)
+        return [0.0] * len(prompts)
+
+    rewards = RewardSet([("tokens", by_tokens, 1.0), ("text", by_text, 1.0)])
+    rewards.check_columns(["answer"])
+    assert rewards.score(PROMPTS, COMPLETIONS, {"answer": list("abcd"), **IDS}).total == [1.0, 2.0, 1.0, 1.0]
+    assert seen == [(IDS["completion_ids"], {"answer": list("abcd")}), {"answer": list("abcd")}]
+    with pytest.raises(UserError, match="needs the column 'completion_ids'"):
+        rewards.score(PROMPTS, COMPLETIONS)
+
+
+def test_the_time_limit_is_for_functions_that_are_timed() -> None:
+    def slow(prompts: list[str], completions: list[str]) -> list[float]:
+        time.sleep(0.3)
+        return [1.0] * len(prompts)
+
+    assert (
+        RewardSet([WeightedReward("mine", slow, 1.0, timed=False)], time_limit=0.1)
+        .score(PROMPTS, COMPLETIONS)
+        .total
+        == [1.0] * 4
+    )
+    with pytest.raises(RewardTimeoutError):
+        only(slow, time_limit=0.1).score(PROMPTS, COMPLETIONS)

@@ -51,6 +51,31 @@ SFT: dict[str, Any] = {
     "evaluation": {"data": {"task": "sums", "split": "heldout", "count": 16}, "every": 2},
 }
 
+PROSE: dict[str, Any] = {
+    "build": {"hidden_size": 32, "layers": 2, "heads": 2, "context": 96, "initializer_range": 0.06},
+    "tokenizer": {"task": "prose"},
+}
+
+REWARD: dict[str, Any] = {
+    "name": "scores",
+    "method": "reward",
+    "steps": 4,
+    "data": {"task": "prose", "count": 64},
+    "batch_size": 8,
+    "true_preference": "kedge.tasks.prose:preference",
+    "optimizer": {"learning_rate": 3e-3},
+    "checkpoint": {"every": 2},
+    "compute": {"micro_batch": 8},
+    "evaluation": {"data": {"task": "prose", "split": "heldout", "count": 32}, "every": 2},
+}
+
+AGAINST_IT: dict[str, Any] = {
+    **GRPO,
+    "data": {"task": "prose", "count": 64},
+    "rewards": {"functions": [{"model": "scores"}, {"function": "kedge.tasks.prose:gold", "weight": 0}]},
+    "evaluation": {"data": {"task": "prose", "split": "heldout", "count": 8}, "every": 2, "samples": 2},
+}
+
 MODEL: dict[str, Any] = {
     "build": {"hidden_size": 32, "layers": 2, "heads": 2, "context": 48},
     "tokenizer": {"task": "sums"},

@@ -17,7 +17,7 @@ import yaml
 from kedge.cli import main
 from kedge.models import build_model, save_model
 from kedge.tasks import prose, sums
-from tests.training.small import GRPO, SFT, recipe
+from tests.training.small import GRPO, PROSE, REWARD, SFT, recipe
 
 Change = Callable[[dict[str, Any], Path], None]
 
@@ -147,6 +147,40 @@ def test_dropping_reward_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[s
     log = (tmp_path / "run" / "grpo" / "log.txt").read_text()
     assert "left out as unscorable: reward 'mine' raised ZeroDivisionError" in log
     assert "(prompt: " in log
+
+
+PAIR = '{"prompt": "topic : sea", "chosen": "the sea .", "rejected": "the sailor ."}\n'
+
+PAIR_CASES: dict[str, tuple[Change, str]] = {
+    "equal texts": (
+        data(PAIR + '{"prompt": "a", "chosen": "the", "rejected": "the"}\n', "pairs.jsonl"),
+        "pairs.jsonl, line 2: 'chosen' and 'rejected' are the same text",
+    ),
+    "missing field": (data('{"prompt": "topic : sea", "chosen": "the"}\n', "pairs.jsonl"), "no column 'rejected'"),
+    "empty": (data(PAIR.replace("the sea .", ""), "pairs.jsonl"), "pairs.jsonl, line 1: 'chosen' is empty"),
+    "all too long": (stage(max_tokens=3), "every pair has a side longer than 3 tokens; raise max_tokens"),
+    "task without pairs": (stage(data={"task": "sums"}), "task: sums has no preference pairs"),
+    "no probability": (
+        stage(true_preference="kedge.tasks.prose:tokenizer"), "true_preference: TypeError: tokenizer() takes"),
+    "probability above 1": (
+        stage(true_preference="tests.training.test_bad_input:too_sure"), "must return one probability"),
+    "missing path": (stage(path="./nowhere"), "reward model './nowhere': there is no such folder"),
+}  # fmt: skip
+
+
+def too_sure(prompts: list[str], chosen: list[str], rejected: list[str]) -> list[float]:
+    return [1.5] * len(prompts)
+
+
+@pytest.mark.parametrize(("change", "expected"), PAIR_CASES.values(), ids=PAIR_CASES.keys())
+def test_bad_pairs(change: Change, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = recipe(tmp_path, dict(REWARD), model=PROSE)
+    change(config, tmp_path)
+    code, shown = run(config, tmp_path, capsys)
+    assert code == 2, shown
+    assert expected in shown
+    assert "Traceback" not in shown
+    assert not (tmp_path / "run").exists()
 
 
 LATER: dict[str, tuple[Change, str]] = {

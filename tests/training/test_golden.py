@@ -14,12 +14,21 @@ from pathlib import Path
 import pytest
 
 import kedge
-from tests.training.small import GRPO, MODEL, SFT, recipe, without_clock
+from tests.training.small import GRPO, MODEL, PPO, SFT, recipe, without_clock
 
 FILE = Path(__file__).with_name("golden.json")
 STAGES = (
     SFT,
     {**GRPO, "epochs": 2, "minibatches": 2, "old_kl_limit": 1.0, "trust_region": {"low": 0.01, "high": 0.01}},
+    {
+        **PPO,
+        "start": "sft",
+        "rollout": {**PPO["rollout"], "prompts_per_step": 16, "responses_per_prompt": 1},
+        "trust_region": {
+            "penalty": {"beta": 1.0, "target": 2e-3},
+            "mask": {"measure": "kl", "threshold": 1e-3},
+        },
+    },
 )
 
 

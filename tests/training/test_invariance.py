@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 import kedge
-from kedge.objective import PolicyLoss
-from kedge.runs import RunDirectory
+from kedge.runs import RunDirectory, load_state
 from kedge.training import PlainProgress, validate_recipe
+from kedge.training.experience import Experience
 from kedge.training.inputs import Materials, load_inputs
 from kedge.training.interrupt import Interrupt
 from kedge.training.loop import Session
 from kedge.training.policy import PolicyWork
 from kedge.training.resources import make_model, prepare_policy
 from kedge.training.stages import policy_work
-from tests.training.small import GRPO, MODEL, recipe
+from tests.training.small import GRPO, MODEL, PPO, recipe
 
 BASE: dict[str, Any] = {
     **GRPO,
@@ -30,6 +30,15 @@ BASE: dict[str, Any] = {
     "entropy_bonus": 0.01,
     "compute": {"micro_batch": 8},
 }
+
+OF_PPO: dict[str, Any] = {
+    **PPO,
+    "steps": 2,
+    "evaluation": None,
+    "rollout": {**PPO["rollout"], "prompts_per_step": 16, "responses_per_prompt": 1},
+    "trust_region": {"penalty": {"beta": 1.0, "target": 1e-3}, "mask": {"threshold": 0.05}},
+}
+"""With everything that ties the policy to the old one; minibatches of 8 responses."""
 
 SAME: dict[str, dict[str, Any]] = {
     "one at a time": {"micro_batch": 1},
@@ -45,13 +54,22 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "anchor": {"gradient": "sequence", "baseline": True, "controller": {"kind": "fixed", "beta": 0.3}}
     },
     "sequence ratio": {"trust_region": {"kind": "sequence"}, "aggregation": {"mode": "sequence_mean"}},
+    "ppo": OF_PPO,
+    "ppo, shared critic, responses masked": {
+        **OF_PPO,
+        "critic": {"shared": True},
+        "trust_region": {"mask": {"measure": "kl", "threshold": 0.01, "level": "response"}},
+    },
 }
 
 
 def weights(folder: Path, stage: dict[str, Any], dtype: str) -> dict[str, torch.Tensor]:
+    """Policy and, where there is one, critic after a run."""
     folder.mkdir()
-    run = kedge.train(recipe(folder, stage, model={**MODEL, "dtype": dtype})).stages["grpo"]
-    return load_file(run.model / "model.safetensors")
+    run = kedge.train(recipe(folder, stage, model={**MODEL, "dtype": dtype})).stages[stage["name"]]
+    critic = load_state(run.model.resolve().parent)["work"]["critic"] or {"weights": {}}
+    found = {f"critic.{name}": value for name, value in critic["weights"].items()}
+    return {**load_file(run.model / "model.safetensors"), **found}
 
 
 @pytest.mark.filterwarnings("ignore:.*use_reentrant.*:UserWarning")
@@ -80,10 +98,10 @@ def test_a_setting_that_acts_is_seen(tmp_path: Path) -> None:
     assert max(float((found[key] - expected[key]).abs().max()) for key in expected) > 1e-6
 
 
-@pytest.fixture
-def work(tmp_path: Path) -> PolicyWork:
+@pytest.fixture(params=[BASE, OF_PPO, {**OF_PPO, "critic": {"shared": True}}], ids=["grpo", "ppo", "shared"])
+def work(request: pytest.FixtureRequest, tmp_path: Path) -> PolicyWork:
     """The work of one stage in float64, with a moved policy, so that no KL is zero."""
-    config = recipe(tmp_path, BASE, model={**MODEL, "dtype": "float64"})
+    config = recipe(tmp_path, request.param, model={**MODEL, "dtype": "float64"})
     made = validate_recipe(config)
     model, tokenizer = make_model(made.model, 0, torch.device("cpu"))
     prepare_policy(model, tokenizer)
@@ -99,26 +117,36 @@ def work(tmp_path: Path) -> PolicyWork:
     return found
 
 
-def gradients(work: PolicyWork) -> torch.Tensor:
-    return torch.cat([p.grad.flatten() for p in work.session.model.parameters() if p.grad is not None])
+def gradients(work: PolicyWork, batch: Experience) -> torch.Tensor:
+    """Of the policy and, where there is one, of the critic."""
+    trained = [work.session.model, *([work.critic.critic] if work.critic is not None else [])]
+    for module in trained:
+        module.zero_grad()
+    work.accumulate(batch)
+    if work.critic is not None and work.critic.critic.backbone is not None:
+        hidden = work.scorer.hidden(work.critic.critic.backbone, batch.rollout)
+        work.critic.losses(hidden, batch, slice(None)).sum().backward()
+    return torch.cat([p.grad.flatten() for m in trained for p in m.parameters() if p.grad is not None])
+
+
+def gathered(work: PolicyWork) -> Experience:
+    experience, _ = work.gatherer.gather(0, work.loss())
+    work.old_head = work.scorer.head(work.session.model).snapshot()
+    return experience
 
 
 def test_order_in_the_batch(work: PolicyWork) -> None:
-    loss: PolicyLoss = work.loss()
-    experience, _ = work.gatherer.gather(0, loss)
+    experience = gathered(work)
     count = len(experience.rollout.group)
-    found = []
-    for order in (torch.arange(count), torch.arange(count).flip(0)):
-        work.session.model.zero_grad()
-        work.accumulate(experience.select(order))
-        found.append(gradients(work))
+    orders = (torch.arange(count), torch.arange(count).flip(0))
+    found = [gradients(work, experience.select(order)) for order in orders]
     assert float((found[0] - found[1]).abs().max()) < 1e-10
     assert float(found[0].abs().max()) > 1e-4
 
 
 def test_prompt_tokens_never_contribute(work: PolicyWork, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hidden states inside the prompt get no gradient, those that predict a response token do."""
-    experience, _ = work.gatherer.gather(0, work.loss())
+    experience = gathered(work)
     rollout = experience.rollout
     seen: list[torch.Tensor] = []
     import kedge.training.scoring as scoring

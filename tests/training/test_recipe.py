@@ -126,6 +126,59 @@ BAD = {
 }
 
 
+REWARD = """\
+  - name: scores
+    method: reward
+    steps: 10
+    data: {task: prose}
+"""
+WITH_REWARD = changed("  - name: grpo\n", REWARD + "  - name: grpo\n")
+FUNCTION = "        - function: kedge.tasks.sums:correct\n"
+
+BAD |= {
+    "start from a reward model": (
+        WITH_REWARD.replace("method: grpo\n", "method: grpo\n    start: scores\n"),
+        "starts from 'scores', which trains a reward model; start from a stage that trains the policy",
+    ),
+    "a reward model of no reward stage": (
+        changed(FUNCTION, "        - model: sft\n"),
+        "rewards.functions: 'sft' is no earlier stage of method: reward",
+    ),
+    "a reward model of a later stage": (
+        changed(FUNCTION, "        - model: scores\n") + REWARD,
+        "rewards.functions: 'scores' is no earlier stage of method: reward",
+    ),
+    "function and model": (
+        WITH_REWARD.replace(FUNCTION, FUNCTION + "          model: scores\n"),
+        "function and model exclude each other",
+    ),
+    "micro_batch of a function": (
+        changed(FUNCTION, FUNCTION + "          micro_batch: 4\n"),
+        "micro_batch does nothing without model",
+    ),
+    "start and path": (
+        WITH_REWARD.replace("method: reward\n", "method: reward\n    start: sft\n    path: some/model\n"),
+        "r.yaml:10: stages.1: start and path exclude each other",
+    ),
+    "half a pair": (
+        WITH_REWARD.replace("method: reward\n", "method: reward\n    compute: {micro_batch: 1}\n"),
+        "compute.micro_batch counts sequences and a pair has two",
+    ),
+    "no head to compile": (
+        WITH_REWARD.replace("method: reward\n", "method: reward\n    compute: {compile_head: true}\n"),
+        "compute.compile_head does nothing here",
+    ),
+    "known for nothing": (
+        WITH_REWARD.replace("method: reward\n", "method: reward\n    true_preference: a:b\n"),
+        "true_preference does nothing without evaluation",
+    ),
+    "completion of a pair": (
+        WITH_REWARD.replace("data: {task: prose}", "data: {task: prose, completion: x}"),
+        "completion",
+    ),
+}
+
+
 @pytest.mark.parametrize(("text", "expected"), BAD.values(), ids=BAD.keys())
 def test_bad_recipe(text: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "r.yaml"
@@ -161,6 +214,21 @@ def test_bad_override(override: str, expected: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_recipe(GOOD, source="r.yaml", overrides=[override])
     assert expected in str(caught.value)
+
+
+def test_where_a_stage_starts() -> None:
+    """From the last stage that trains the policy; a reward stage in between leaves it as it is."""
+    recipe = parse_recipe(WITH_REWARD)
+    sft, scores, grpo = recipe.stages
+    assert [recipe.policy_before(stage) for stage in (sft, scores, grpo)] == [None, "sft", "sft"]
+    chained = parse_recipe(
+        WITH_REWARD + GOOD[GOOD.index("  - name: grpo") :].replace("name: grpo", "name: more")
+    )
+    assert chained.policy_before(chained.stages[3]) == "grpo"
+    first = parse_recipe(
+        WITH_REWARD.replace(GOOD[GOOD.index("  - name: sft") : GOOD.index("  - name: grpo")], "")
+    )
+    assert [first.policy_before(stage) for stage in first.stages] == [None, None]
 
 
 def test_the_manual_is_up_to_date() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -19,15 +20,22 @@ from safetensors.torch import load_file
 import kedge
 from kedge.errors import RunError, UserError
 from kedge.models import build_model, save_model
-from kedge.runs import read_metrics, read_samples
+from kedge.runs import load_state, read_metrics, read_samples
 from kedge.tasks import sums
 from kedge.training.checkpoint import Moment
-from tests.training.small import GRPO, SFT, recipe, without_clock
+from tests.training.small import GRPO, PPO, SFT, recipe, without_clock
 
 STAGES = (
     {**SFT, "steps": 6, "checkpoint": {"every": 2}},
     {**GRPO, "steps": 8, "epochs": 2, "minibatches": 2, "checkpoint": {"every": 3}},
+    {
+        **PPO,
+        "start": "sft",
+        "checkpoint": {"every": 3},
+        "trust_region": {"penalty": {"beta": 4.0, "target": 2e-3}},
+    },
 )
+NAMES = [str(stage["name"]) for stage in STAGES]
 
 CHILD = """
 import json, os, sys
@@ -52,17 +60,17 @@ def finish(config: dict[str, Any]) -> None:
 
 
 def traces(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    return {name: without_clock(read_metrics(folder / "run" / name)) for name in ("sft", "grpo")}
+    return {name: without_clock(read_metrics(folder / "run" / name)) for name in NAMES}
 
 
 def lines(folder: Path) -> int:
-    files = [folder / "run" / name / "metrics.jsonl" for name in ("sft", "grpo")]
+    files = [folder / "run" / name / "metrics.jsonl" for name in NAMES]
     return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
 
 
 def writing(folder: Path) -> bool:
     """Whether a checkpoint is being written at this moment."""
-    return any(any((folder / "run" / name / "checkpoints").glob(".*.partial")) for name in ("sft", "grpo"))
+    return any(any((folder / "run" / name / "checkpoints").glob(".*.partial")) for name in NAMES)
 
 
 def kill_and_resume(folder: Path, at: int | str, delay: float) -> None:
@@ -76,8 +84,8 @@ def kill_and_resume(folder: Path, at: int | str, delay: float) -> None:
     time.sleep(delay)
     child.send_signal(signal.SIGKILL)
     child.communicate()
-    reached = {name: checkpoint_steps(folder, name) for name in ("sft", "grpo")}
-    done = {name: rows_done(folder, name) for name in ("sft", "grpo")}
+    reached = {name: checkpoint_steps(folder, name) for name in NAMES}
+    done = {name: rows_done(folder, name) for name in NAMES}
     for stage in STAGES:
         name = str(stage["name"])
         if done[name]:
@@ -104,15 +112,29 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check(folder: Path, whole: Path) -> None:
     assert repr(traces(folder)) == repr(traces(whole))
-    for name in ("sft", "grpo"):
+    for name in NAMES:
         ours, theirs = (
             load_file(place / "run" / name / "model" / "model.safetensors") for place in (folder, whole)
         )
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
         assert read_samples(folder / "run" / name) == read_samples(whole / "run" / name)
+    assert repr(last_state(folder, "ppo")) == repr(last_state(whole, "ppo"))
 
 
-@pytest.mark.parametrize("at", [11, "checkpoint"])
+def last_state(folder: Path, name: str) -> Any:
+    """Critic, both optimizers, both β: all that the last checkpoint holds, tensors by the hash of their bits."""
+
+    def hashed(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return hashlib.sha256(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+        if isinstance(value, dict):
+            return {key: hashed(entry) for key, entry in value.items()}
+        return [hashed(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+    return hashed(load_state((folder / "run" / name / "model").resolve().parent))
+
+
+@pytest.mark.parametrize("at", [11, 18, "checkpoint"])
 def test_killed(at: int | str, whole: Path, tmp_path: Path) -> None:
     kill_and_resume(tmp_path, at, delay=0.0)
     check(tmp_path, whole)
@@ -123,11 +145,12 @@ def test_killed(at: int | str, whole: Path, tmp_path: Path) -> None:
 def test_killed_at_twenty_moments(moment: int, whole: Path, tmp_path: Path) -> None:
     """Five while a checkpoint is written, fifteen after a random line and a random delay."""
     draw = random.Random(moment)
-    kill_and_resume(tmp_path, "checkpoint" if moment < 5 else draw.randrange(0, 16), draw.random() * 0.2)
+    kill_and_resume(tmp_path, "checkpoint" if moment < 5 else draw.randrange(0, 21), draw.random() * 0.2)
     check(tmp_path, whole)
 
 
-def test_stopped_inside_a_step_with_rollouts_in_hand(tmp_path: Path) -> None:
+@pytest.mark.parametrize("base", [GRPO, PPO], ids=["grpo", "ppo"])
+def test_stopped_inside_a_step_with_rollouts_in_hand(base: dict[str, Any], tmp_path: Path) -> None:
     """SIGTERM from a reward function: the update at hand ends, the responses in hand are saved and used."""
     stop = tmp_path / "stop.py"
     stop.write_text(
@@ -144,7 +167,8 @@ def test_stopped_inside_a_step_with_rollouts_in_hand(tmp_path: Path) -> None:
     for name, interrupted in (("whole", False), ("stopped", True)):
         folder = tmp_path / name
         folder.mkdir()
-        stage = {**GRPO, "epochs": 2, "minibatches": 2, "evaluation": None, "old_kl_limit": 10.0, "steps": 4}
+        stage = {**base, "epochs": 2, "minibatches": 2, "evaluation": None, "old_kl_limit": 10.0, "steps": 4}
+        method = str(stage["name"])
         stage["rewards"] = {"functions": [{"function": f"{stop}:stop"}]}
         config = recipe(folder, stage)
         if interrupted:
@@ -152,11 +176,11 @@ def test_stopped_inside_a_step_with_rollouts_in_hand(tmp_path: Path) -> None:
             with pytest.raises(RunError, match="stopped as asked"):
                 kedge.train(config)
             (tmp_path / "flag").unlink()
-            saved = sorted(entry.name for entry in (folder / "run" / "grpo" / "checkpoints").iterdir())
+            saved = sorted(entry.name for entry in (folder / "run" / method / "checkpoints").iterdir())
             assert "step-000002.update-000" in saved
             config["resume"] = True
         kedge.train(config)
-        traced.append(without_clock(read_metrics(folder / "run" / "grpo")))
+        traced.append((without_clock(read_metrics(folder / "run" / method)), last_state(folder, method)))
     assert repr(traced[0]) == repr(traced[1])
 
 

@@ -8,6 +8,8 @@ import torch
 
 from kedge.certify.anchors import anchor_claims
 from kedge.certify.claims import TOLERANCE, Claim
+from kedge.certify.critics import critic_claims
+from kedge.certify.old_policy import old_policy_claims
 from kedge.certify.outputs import output_claims
 from kedge.certify.surrogates import surrogate_claims
 from kedge.certify.tabular import draw
@@ -51,4 +53,6 @@ def run(
         *output_claims(draws[3], where, dtype),
         *anchor_claims(draws, where, dtype),
         *surrogate_claims(draws, where, dtype),
+        *old_policy_claims(draws, where, dtype),
+        *critic_claims(draws, where, dtype),
     ]

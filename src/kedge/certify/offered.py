@@ -47,6 +47,7 @@ class Experience:
         problem: The tables.
         device: Where Kedge's functions run.
         dtype: Of hidden states and heads.
+        old: Logits of the old policy, which drew the responses.
         drawn: Which of the problem's responses each response is.
         likely: Probability of each response's group, divided by G.
         size: G, the responses of a group.
@@ -55,6 +56,7 @@ class Experience:
     problem: Tabular
     device: torch.device
     dtype: torch.dtype
+    old: Float[Tensor, "S V"]
     drawn: Int[Tensor, " R"]
     likely: Float[Tensor, " R"]
     size: int
@@ -89,19 +91,27 @@ class Experience:
         """Return the head whose logits are the table's rows."""
         return Head(table.T.contiguous().to(self.device, self.dtype))
 
+    @property
+    def anchors(self) -> dict[str, tuple[Tensor, Head]]:
+        """The policies that the policy is compared with, as the head takes them."""
+        tables = {"reference": self.problem.reference, "old": self.old}
+        return {name: (self.hidden, self.head(table)) for name, table in tables.items()}
+
     def scores(self, table: Float[Tensor, "S V"], want: frozenset[str]) -> dict[str, Tensor]:
         """Score every token under a table, without gradients."""
-        hidden = self.hidden
-        anchors = {"reference": (hidden, self.head(self.problem.reference))}
         with torch.no_grad():
             return score(
-                hidden, self.head(table), self.targets, anchors=anchors, want=want, chunk_rows=self.chunk_rows
+                self.hidden,
+                self.head(table),
+                self.targets,
+                anchors=self.anchors,
+                want=want,
+                chunk_rows=self.chunk_rows,
             )
 
     def offers(self, per_token: Callable[[Outputs, slice], Tensor], want: frozenset[str]) -> dict[str, Offer]:
         """Sum a per-token loss over the batch in each way that Kedge has, and differentiate it."""
-        hidden, targets = self.hidden, self.targets
-        anchors = {"reference": (hidden, self.head(self.problem.reference))}
+        hidden, targets, anchors = self.hidden, self.targets, self.anchors
         found = {}
         for way in ("reduce", "score"):
             head = self.head(self.problem.policy)
@@ -127,7 +137,7 @@ def enumerate_groups(
     source = problem.behaviour if off_policy else problem.policy
     log_prob = source.log_softmax(-1)[problem.states, problem.tokens].sum(-1)
     likely = (log_prob[groups].sum(-1).exp() / size).repeat_interleave(size)
-    return Experience(problem, device, dtype, groups.flatten().to(device), likely.to(device), size)
+    return Experience(problem, device, dtype, source, groups.flatten().to(device), likely.to(device), size)
 
 
 def offered(
@@ -159,9 +169,24 @@ def offered(
     if loss.anchor.placement == "reward" and loss.anchor.gradient == "published":
         mask = torch.ones_like(experience.targets, dtype=torch.bool)
         total = total + anchor_rewards(loss.anchor, loss.beta, scored, mask, lengths)
-    weights = spread(experience.likely.to(real), lengths)
+    advantages = spread(group_advantages(total, group, kind), lengths)
+    return updated(experience, loss, advantages, off_policy=off_policy, correction=correction)
+
+
+def updated(
+    experience: Experience,
+    loss: PolicyLoss,
+    advantages: Float[Tensor, " N"],
+    *,
+    off_policy: bool,
+    correction: Correction | None = None,
+) -> dict[str, Offer]:
+    """Return the expected loss and gradient of an update whose advantages are at hand; arguments as above."""
+    problem, lengths, group = experience.problem, experience.lengths, experience.group
+    scored = experience.scores(experience.old if off_policy else problem.policy, frozenset({"log_prob"}))
+    weights = spread(experience.likely.to(scored["log_prob"].dtype), lengths)
     inputs = TokenInputs(
-        advantages=spread(group_advantages(total, group, kind), lengths),
+        advantages=advantages,
         weights=weights,
         anchor_weights=weights,
         behaviour_log_probs=scored["log_prob"] if off_policy else None,

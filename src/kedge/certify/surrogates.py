@@ -174,11 +174,6 @@ def draw_rewards(problem: Tabular) -> Float[Tensor, " R"]:
     return torch.randint(-8, 9, (len(problem.tokens),), generator=generator).double() / 8
 
 
-def _policy_gradient(truth: Truth, rewards: Tensor) -> Tensor:
-    """−∇E_π[r], the gradient of the loss."""
-    return -truth.gradient((truth.responses(truth.log_pi) * rewards).sum())
-
-
 def claim_on(case: Case, problems: list[Tabular], device: torch.device, dtype: torch.dtype) -> Claim:
     """Claim the expected gradient of one case."""
     drawn_by_another = case.off_policy or case.correction is not None
@@ -198,7 +193,7 @@ def claim_on(case: Case, problems: list[Tabular], device: torch.device, dtype: t
         others = truth.responses(truth.log_mu)[None, :, None]
         coefficient = (others * case.coefficient(w[:, None, :], advantages)).sum(1)
         form = -truth.gradient(truth.scored(coefficient, ratio=False))
-        right = _policy_gradient(truth, rewards)
+        right = -truth.policy_gradient(rewards)
         measurements.append(Measurement([offer.gradient for offer in offers.values()], form, right))
     return judge(case.name, case.regime, "gradient", case.text, measurements, exact=case.exact, dtype=dtype)
 
@@ -217,7 +212,7 @@ def _advantage(
             rewards=rewards,
             kind=kind,
         )
-        right = _policy_gradient(truth, rewards)
+        right = -truth.policy_gradient(rewards)
         form = right if kind == "leave_one_out" else (1 - 1 / size) * right
         measurements.append(Measurement([offer.gradient for offer in offers.values()], form, right))
     exact = kind == "leave_one_out"

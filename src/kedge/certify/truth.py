@@ -99,6 +99,18 @@ class Truth:
             return torch.zeros_like(self.table[:, 0])
         return self.per_state("exact", "reverse" if measure == "k2" else "forward")
 
+    def policy_gradient(self, rewards: Float[Tensor, " R"]) -> Float[Tensor, "S V"]:
+        """∇E_π[r]."""
+        return self.gradient((self.responses(self.log_pi) * rewards).sum())
+
+    def values(self, rewards: Float[Tensor, " R"]) -> Float[Tensor, " S"]:
+        """E_π[r] of the responses that pass through each state."""
+        states = self.problem.states
+        likely = self.responses(self.log_pi).detach()
+        gained = (likely * rewards)[:, None].expand(states.shape).flatten()
+        sums = gained.new_zeros(len(self.problem.policy)).index_add(0, states.flatten(), gained)
+        return sums / self.visits(self.log_pi).detach()
+
     def over_states(self, per_state: Float[Tensor, " S"]) -> Tensor:
         """Σ_s m(s)·value(s), m being how often each state is visited: a constant."""
         return (self.visits(self.log_mu).detach() * per_state).sum()

@@ -107,6 +107,30 @@ _SFT = [
 ]
 
 
+_REWARD_MODEL = [
+    Chart(
+        "Accuracy",
+        "share of pairs",
+        [*_both("preference/accuracy"), Line("eval/preference/accuracy_bayes", "at best", "dash")],
+    ),
+    Chart(
+        "Cross-entropy",
+        "nats per pair",
+        [
+            *_both("preference/cross_entropy"),
+            Line("eval/preference/cross_entropy_bayes", "at best", "dash"),
+        ],
+    ),
+    Chart(
+        "Calibration",
+        "expected error",
+        [Line("eval/preference/calibration_error", "calibration error", "points")],
+        note="confidence against accuracy",
+    ),
+    Chart("Margin", "r(chosen) − r(rejected)", _both("preference/margin_mean")),
+]
+
+
 def sections(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Collect the charts for some runs, what is asked first before what explains it; empty charts are left out.
 
@@ -117,12 +141,14 @@ def sections(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """
     sft = [(index, run) for index, run in enumerate(runs) if run.kind == "sft"]
     policy = [(index, run) for index, run in enumerate(runs) if run.kind == "policy"]
+    scorers = [(index, run) for index, run in enumerate(runs) if run.kind == "reward"]
     found = [
         ("Reward", False, [_chart(chart, policy) for chart in _reward_charts([run for _, run in policy])]),
         ("Anchor", False, [_chart(chart, policy) for chart in _ANCHOR]),
         ("Reward against distance", False, _frontiers(policy)),
         ("Language", True, [_chart(chart, policy) for chart in _LANGUAGE]),
         ("Updates", True, [_chart(chart, policy) for chart in _UPDATE]),
+        ("Reward model", True, [_chart(chart, scorers) for chart in _REWARD_MODEL]),
         ("Supervised fine-tuning", True, [_chart(chart, sft) for chart in _SFT]),
     ]
     kept = [(title, detail, [chart for chart in charts if chart["lines"]]) for title, detail, charts in found]

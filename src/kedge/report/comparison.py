@@ -82,7 +82,15 @@ _SFT = (
     Column("entropy/policy", "entropy", "nats/token", 4),
     Column("perplexity/policy", "perplexity", "", 3),
 )
-
+_REWARD_MODEL = (
+    Column("preference/accuracy", "accuracy", "share"),
+    Column("preference/accuracy_bayes", "accuracy", "at best"),
+    Column("preference/cross_entropy", "cross-entropy", "nats/pair", 4),
+    Column("preference/cross_entropy_bayes", "cross-entropy", "at best", 4),
+    Column("preference/brier_score", "Brier score", "", 4),
+    Column("preference/calibration_error", "calibration error", "", 4),
+    Column("preference/margin_mean", "margin", "mean"),
+)
 
 _LAYOUTS = ((False, True), (True, True), (False, False), (True, False))
 """Turned, with standard errors: the first layout that fits the terminal is taken."""
@@ -93,8 +101,9 @@ def comparison(runs: Sequence[Path] | Sequence[Run]) -> Comparison:
 
     Each run has a row; runs that started from the same model, with the same first evaluation, share one row for
     it. Columns are every ``eval/reward/<name>``, KL per token and per response, entropy, perplexity of the
-    responses under the reference, length, share cut by the length limit; what no run has is left out. Among
-    supervised runs only, their cross-entropy, entropies, KL and perplexity.
+    responses under the reference, length, share cut by the length limit; what no run has is left out. Where there
+    are no policy runs: cross-entropy, entropies, KL and perplexity of supervised runs, accuracy and calibration of
+    reward models.
 
     Args:
         runs: Run directories, folders of run directories, or runs read before.
@@ -109,7 +118,7 @@ def comparison(runs: Sequence[Path] | Sequence[Run]) -> Comparison:
     """
     found = [run for run in runs if isinstance(run, Run)] or read_runs([Path(str(path)) for path in runs])
     policy = [run for run in found if run.kind == "policy"]
-    return _policy_comparison(policy) if policy else _sft_comparison(found)
+    return _policy_comparison(policy) if policy else _data_comparison(found)
 
 
 def print_comparison(runs: Sequence[Path], console: Console | None = None) -> None:
@@ -140,8 +149,9 @@ def _policy_comparison(runs: Sequence[Run]) -> Comparison:
     return _with_values(columns, [*_starts(runs, columns), *(_last(run, columns) for run in runs)])
 
 
-def _sft_comparison(runs: Sequence[Run]) -> Comparison:
-    return _with_values(list(_SFT), [_last(run, _SFT) for run in runs])
+def _data_comparison(runs: Sequence[Run]) -> Comparison:
+    columns = [*_SFT, *_REWARD_MODEL]
+    return _with_values(columns, [_last(run, columns) for run in runs])
 
 
 def _with_values(columns: Sequence[Column], rows: list[Row]) -> Comparison:

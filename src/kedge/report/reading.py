@@ -37,12 +37,14 @@ class Run:
     samples: Sequence[Mapping[str, Any]]
 
     @cached_property
-    def kind(self) -> Literal["sft", "policy"]:
-        """Whether it learnt from data or from rewards."""
+    def kind(self) -> Literal["sft", "reward", "policy"]:
+        """Whether it learnt from examples, from preferences, or from rewards."""
         method = self.stage.get("method")
         if method is None:
             learnt = any("cross_entropy/data_policy" in row for row in self.metrics)
             return "sft" if learnt else "policy"
+        if method == "reward":
+            return "reward"
         return "sft" if method == "sft" else "policy"
 
     @property

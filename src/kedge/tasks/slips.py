@@ -7,7 +7,7 @@ from functools import cache
 
 from kedge.tasks import lexicon
 
-SLIP_SHARE = 0.6
+SLIP_SHARE = 0.3
 """Of the texts that have a slip; of these, half have another one, and so on."""
 
 

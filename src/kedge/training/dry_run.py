@@ -79,7 +79,7 @@ def _trust_region(region: TrustRegionConfig) -> str:
 def _critic(stage: PpoStage) -> str:
     """Put in words what says the values, and what they are used for."""
     critic, gae = stage.critic, stage.advantage
-    backbone = critic.path or ("the policy's own" if critic.shared else "a copy of the policy's")
+    backbone = critic.model or ("the policy's own" if critic.shared else "a copy of the policy's")
     rate = "" if critic.shared else f", learning rate {critic.optimizer.learning_rate:g}"
     return f"backbone {backbone}{rate}; GAE with γ {gae.discount:g}, λ {gae.trace:g}"
 

@@ -84,6 +84,8 @@ class PolicyInputs:
     reward_models: list[ModelReward]
     """Those among the rewards; they are loaded when the stage begins."""
     notes: list[str]
+    critic: str | Path | None = None
+    """The model that the critic starts from, where the recipe names one; checked, loaded when the stage begins."""
 
 
 Inputs = SftInputs | RewardInputs | PolicyInputs
@@ -169,9 +171,12 @@ def _policy(stage: PolicyStage, materials: Materials) -> PolicyInputs:
         heldout_rewards.check_columns(heldout.column_names)
     if stage.reference is not None:  # checked now, loaded when the stage begins
         make_reference(stage.reference, materials.reference, materials.model, materials.tokenizer)
-    if isinstance(stage, PpoStage) and stage.critic.path is not None:  # the same
-        make_critic(stage.critic, materials.model, materials.tokenizer)
-    return PolicyInputs(train, heldout, rewards, heldout_rewards, models, notes)
+    critic = None
+    if isinstance(stage, PpoStage) and stage.critic.model is not None:
+        critic = materials.reward_models.get(stage.critic.model, stage.critic.model)
+        if stage.critic.model not in materials.reward_models:  # checked now, like the reference
+            make_critic(critic, materials.model, materials.tokenizer)
+    return PolicyInputs(train, heldout, rewards, heldout_rewards, models, notes, critic)
 
 
 def _reward_models(stage: PolicyStage, materials: Materials) -> list[ModelReward]:

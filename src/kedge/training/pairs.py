@@ -60,10 +60,7 @@ def encode_pairs(
         )
     known = None
     if true_preference is not None:
-        columns = [[rows[i][name] for i in kept] for name in ("prompt", "chosen", "rejected")]
-        known = torch.tensor(true_preference(*columns), dtype=torch.float64)
-        if known.shape != (len(kept),) or bool(((known < 0) | (known > 1) | known.isnan()).any()):
-            raise UserError("true_preference must return one probability, from 0 to 1, for each pair")
+        known = _probabilities(true_preference, rows, kept)
     pairs = Pairs(
         [torch.tensor(encoded[index].chosen) for index in kept],
         [torch.tensor(encoded[index].rejected) for index in kept],
@@ -71,3 +68,15 @@ def encode_pairs(
         known,
     )
     return pairs, len(encoded) - len(kept)
+
+
+def _probabilities(function: Callable[..., Any], rows: Rows, kept: Sequence[int]) -> Float[Tensor, " P"]:
+    """Ask what the true probabilities of the preferences are."""
+    columns = [[rows[index][name] for index in kept] for name in ("prompt", "chosen", "rejected")]
+    try:
+        known = torch.tensor(function(*columns), dtype=torch.float64)
+    except Exception as error:
+        raise UserError(f"true_preference: {type(error).__name__}: {error}") from error
+    if known.shape != (len(kept),) or not bool(((known >= 0) & (known <= 1)).all()):
+        raise UserError("true_preference must return one probability, from 0 to 1, for each pair")
+    return known

@@ -135,7 +135,7 @@ def _step(place: Any, part: str, item: str) -> str | int:
 def _problem(
     item: Any, tree: Mapping[str, Any], source: str, lines: Mapping[Location, int], overridden: set[Location]
 ) -> str:
-    location = _real_location(item["loc"], tree)
+    location = _real_location(item["loc"], tree, names_key=item["type"] in ("missing", "extra_forbidden"))
     key = ".".join(map(str, location)) or "the recipe"
     known = location
     while known and known not in lines:
@@ -147,13 +147,13 @@ def _problem(
     return f"{where}: {key}: {_reason(item, location, tree)}"
 
 
-def _real_location(loc: Location, tree: Mapping[str, Any]) -> Location:
-    """Drop the tags of unions, which pydantic puts between the keys."""
+def _real_location(loc: Location, tree: Mapping[str, Any], *, names_key: bool) -> Location:
+    """Drop the tags of unions, which pydantic puts between the keys, and behind them unless a key is at fault."""
     location: list[str | int] = []
     place: Any = tree
     for position, part in enumerate(loc):
         last = position == len(loc) - 1
-        if isinstance(place, Mapping) and (part in place or last):
+        if isinstance(place, Mapping) and (part in place or (last and names_key)):
             location.append(part)
             place = place.get(part)
         elif isinstance(place, list) and isinstance(part, int) and part < len(place):

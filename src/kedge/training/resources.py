@@ -15,7 +15,6 @@ from kedge.errors import RunError, UserError
 from kedge.models import (
     Critic,
     build_model,
-    critic_beside,
     disable_dropout,
     frozen_copy,
     load_critic,
@@ -32,7 +31,6 @@ from kedge.models import (
 )
 from kedge.rewards import RewardSet, WeightedReward, load_reward
 from kedge.training.config import (
-    CriticConfig,
     ExamplesConfig,
     ModelConfig,
     PairsConfig,
@@ -196,20 +194,12 @@ def make_scorer(
     return disable_dropout(model).to(policy.device)
 
 
-def make_critic(config: CriticConfig, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Critic:
-    """Give the critic as it is before the first step."""
-    if config.path is None:
-        return critic_beside(policy, shared=config.shared)
-    _require_same_tokens("critic", config.path, tokenizer)
-    critic = load_critic(config.path, dtype=policy.dtype)
+def make_critic(source: str | Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Critic:
+    """Give a critic that starts from a model: a language model's backbone, or a reward model."""
+    _require_same_tokens("critic", str(source), tokenizer)
+    critic = load_critic(source, dtype=policy.dtype)
     assert critic.backbone is not None  # what is loaded has one
-    theirs = int(critic.backbone.get_input_embeddings().weight.shape[0])
-    needed = usable_vocabulary(policy, tokenizer) or int(policy.get_output_embeddings().weight.shape[0])
-    if theirs < needed:
-        raise UserError(
-            f"critic: {config.path} has a vocabulary of {theirs} entries, the policy of {needed}: it cannot read the "
-            "policy's tokens; take a model with the policy's tokenizer"
-        )
+    require_embeddings(critic.backbone, tokenizer)
     disable_dropout(critic.backbone)
     return critic.to(policy.device)
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from kedge.models import enable_activation_checkpointing, fingerprint, head_of, usable_vocabulary
+from kedge.models import (
+    critic_beside,
+    enable_activation_checkpointing,
+    fingerprint,
+    head_of,
+    usable_vocabulary,
+)
 from kedge.objective import Adaptive, Budget, Controller, Fixed, HalvingDoubling, caution
 from kedge.rollout import SamplingConfig
 from kedge.runs import RunDirectory, environment
@@ -146,19 +153,25 @@ def policy_work(
         controller=controller_of(stage.anchor),
         evaluator=_evaluator(stage, session, inputs, reference, scorer),
         penalty=penalty_of(stage.trust_region.penalty),
-        critic=critic_work(stage, session, scorer) if isinstance(stage, PpoStage) else None,
+        critic=critic_work(stage, session, scorer, inputs.critic) if isinstance(stage, PpoStage) else None,
     )
 
 
-def critic_work(stage: PpoStage, session: Session, scorer: Scorer) -> CriticWork:
+def critic_work(stage: PpoStage, session: Session, scorer: Scorer, source: str | Path | None) -> CriticWork:
     """Make the critic and have it trained: by an optimizer of its own, or by the policy's on a shared backbone."""
-    critic = make_critic(stage.critic, session.model, session.tokenizer)
+    policy = session.model
+    critic = (
+        critic_beside(policy, shared=stage.critic.shared)
+        if source is None
+        else make_critic(source, policy, session.tokenizer)
+    )
+    if critic.backbone is not None and stage.compute.activation_checkpointing:
+        enable_activation_checkpointing(critic.backbone)
     work = CriticWork(critic, stage.critic, scorer, stage.steps)
     if work.updater is not None:
         session.other_updaters.append(work.updater)
     else:
-        both = nn.ModuleList([session.model, critic])
-        session.updater = Updater(both, stage.optimizer, stage.steps)
+        session.updater = Updater(nn.ModuleList([policy, critic]), stage.optimizer, stage.steps)
     return work
 
 

@@ -13,10 +13,10 @@ from kedge.training.config.updates import OptimizerConfig
 class CriticConfig(Section):
     """What estimates the value of a state: the reward that is still to come, given prompt and tokens so far."""
 
-    path: str | None = None
-    """A Hugging Face model with the policy's vocabulary whose backbone the critic starts from: a causal language
-    model, or a reward model (sequence classification with one label), whose score then is the first value. A copy of
-    the policy's backbone at the stage's start when left out."""
+    model: str | None = None
+    """What the critic starts from: an earlier stage of `method: reward`, or the folder or hub name of a Hugging Face
+    model with the policy's vocabulary: a reward model, whose score then is the first value of every state, or a causal
+    language model, of which it takes the backbone. Left out: a copy of the policy's backbone at the stage's start."""
     shared: bool = False
     """The value head reads the policy's own hidden states instead: one backbone, one optimizer (the policy's), one
     loss."""
@@ -30,9 +30,9 @@ class CriticConfig(Section):
 
     @model_validator(mode="after")
     def _acts(self) -> CriticConfig:
-        if self.shared and self.path is not None:
+        if self.shared and self.model is not None:
             raise ValueError(
-                "path gives the critic a backbone of its own, and shared takes the policy's; keep one"
+                "model gives the critic a backbone of its own, and shared takes the policy's; keep one"
             )
         if self.shared and "optimizer" in self.model_fields_set:
             raise ValueError(

@@ -59,14 +59,16 @@ class Recipe(Section):
 
     def _require_reward_models(self, stage: Stage, seen: Mapping[str, Stage]) -> None:
         """Refuse a stage's name as a reward model where that stage trains none, or has not run yet."""
-        if isinstance(stage, SftStage | RewardStage) or stage.rewards is None:
+        if isinstance(stage, SftStage | RewardStage):
             return
-        for entry in stage.rewards.functions:
-            if entry.model in {each.name for each in self.stages} and not isinstance(
-                seen.get(str(entry.model)), RewardStage
-            ):
+        functions = stage.rewards.functions if stage.rewards is not None else []
+        named = [("rewards.functions", entry.model) for entry in functions]
+        if isinstance(stage, PpoStage):
+            named.append(("critic.model", stage.critic.model))
+        for key, model in named:
+            if model in {each.name for each in self.stages} and not isinstance(seen.get(model), RewardStage):
                 raise ValueError(
-                    f"stage {stage.name!r}: rewards.functions: {entry.model!r} is no earlier stage of method: reward"
+                    f"stage {stage.name!r}: {key}: {model!r} is no earlier stage of method: reward"
                 )
 
     def policy_before(self, stage: Stage) -> str | None:
