@@ -161,7 +161,7 @@ PAIR_CASES: dict[str, tuple[Change, str]] = {
     "all too long": (stage(max_tokens=3), "every pair has a side longer than 3 tokens; raise max_tokens"),
     "task without pairs": (stage(data={"task": "sums"}), "task: sums has no preference pairs"),
     "no probability": (
-        stage(true_preference="kedge.tasks.prose:tokenizer"), "true_preference: TypeError: tokenizer() takes"),
+        stage(true_preference="kedge.tasks.prose:tokenizer"), "true_preference: TypeError"),
     "probability above 1": (
         stage(true_preference="tests.training.test_bad_input:too_sure"), "must return one probability"),
     "missing path": (stage(path="./nowhere"), "reward model './nowhere': there is no such folder"),

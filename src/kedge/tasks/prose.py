@@ -99,8 +99,8 @@ def examples(split: str, count: int, seed: int) -> list[dict[str, Any]]:
 def preferences(split: str, count: int, seed: int) -> list[dict[str, Any]]:
     """Draw pairs of completions, the chosen one by a noisy judge, for a reward model.
 
-    Both completions come from the grammar, and most have slips of the kind that a language model makes
-    (`kedge.tasks.slips`). Which one is chosen is drawn with the probability that `preference` gives.
+    Both completions come from the grammar, and some are broken (`kedge.tasks.slips`). Which one is chosen is drawn
+    with the probability that `preference` gives; pairs of equal gold reward are left out.
 
     Args:
         split: "train" or "heldout": independent draws from the same distribution.
@@ -122,9 +122,9 @@ def preferences(split: str, count: int, seed: int) -> list[dict[str, Any]]:
         topic = generator.choice(topics)
         prompt = f"topic : {topic}"
         first, second = (" ".join(slips(grammar(topic).sample(generator), generator)) for _ in range(2))
-        if first == second:
-            continue
         (probability,) = preference([prompt], [first], [second])
+        if probability == 0.5:
+            continue
         chosen, rejected = (first, second) if generator.random() < probability else (second, first)
         rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
     return rows

@@ -1,4 +1,4 @@
-"""Texts of the prose task with the slips of somebody who is still learning the grammar."""
+"""Texts of the prose task, some of them broken by slips of the pen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from functools import cache
 from kedge.tasks import lexicon
 
 SLIP_SHARE = 0.3
-"""Of the texts that have a slip; of these, half have another one, and so on."""
+"""Of the texts that have a slip."""
+MORE_SLIPS = 0.8
+"""Of the texts with a slip that have another one, and so on: five in the mean. Who slips, slips badly."""
 
 
 def slip(words: list[str], generator: random.Random) -> list[str]:
@@ -37,14 +39,14 @@ def slip(words: list[str], generator: random.Random) -> list[str]:
 
 
 def slips(words: list[str], generator: random.Random) -> list[str]:
-    """Make none, one or several mistakes; `SLIP_SHARE` of the texts have one at least.
+    """Make no mistake or several; `SLIP_SHARE` of the texts have one at least.
 
     >>> slips("the sailor sings .".split(), random.Random(5))
     ['the', 'sailor', 'sings', '.']
     """
     more = SLIP_SHARE
     while generator.random() < more:
-        words, more = slip(words, generator), 0.5
+        words, more = slip(words, generator), MORE_SLIPS
     return words
 
 
