@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -194,3 +195,17 @@ def test_every_objective_ends_where_theory_says() -> None:
         assert each.sampled is not None
         assert not at_optimum or each.sampled < 0.02
     assert not any(math.isnan(each.expected) for each in found)
+
+
+def test_the_page_says_what_theory_says() -> None:
+    """Every objective stands in docs/closed-form.md, with its end and its distance from the optimum."""
+    page = (Path(__file__).parents[2] / "docs" / "closed-form.md").read_text(encoding="utf-8")
+    lines = [line.strip("| \n").split(" | ") for line in page.splitlines() if line.startswith("| ")][1:]
+    task = tree(0)
+    best = theory.optimum(task, 1.0)
+    expected = []
+    for objective in OBJECTIVES:
+        predicted = None if objective.predicted is None else objective.predicted(task, 1.0)
+        shown = "" if predicted is None else f"{0.5 * float((predicted - best).abs().sum()):.3f}"
+        expected.append([objective.name, objective.ends, shown])
+    assert [[each.strip() for each in line[:3]] for line in lines] == expected

@@ -27,8 +27,8 @@ from kedge.objective.aggregate import spread
 
 CPU = torch.device("cpu")
 
-STEPS = 250
-FALLING = 0.97
+STEPS = 300
+FALLING = 0.975
 """The rate of an update, relative to that of the one before it."""
 
 RARE = 0.01

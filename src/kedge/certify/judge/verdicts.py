@@ -109,7 +109,8 @@ def print_verdicts(found: Sequence[Verdict], console: Console | None = None) -> 
         console: Where to; standard output by default.
     """
     console = console or Console()
-    table = Table(title="Total variation from the optimum of E[r] − β KL(π‖ρ)", title_justify="left")
+    title = Text("Total variation from the optimum of E[r] − β KL(π‖ρ)", style="italic")
+    table = Table(title=title, title_justify="left")
     for heading in ("objective", "ends at", "theory", "expected", "sampled", ""):
         numbers = heading in ("theory", "expected", "sampled")
         table.add_column(heading, justify="right" if numbers else "left", no_wrap=numbers)
