@@ -200,9 +200,9 @@ def test_tokens_of_a_tool_have_no_kl_and_no_weight() -> None:
     assert to_go.tolist() == pytest.approx([102, 100, 100])
 
 
-def test_the_fused_forms_caution_is_for_what_rescales_it() -> None:
+def test_the_fused_forms_caution_is_for_what_divides_it() -> None:
     fused = Anchor("k1", placement="reward", gradient="published")
-    assert "rescales β" in str(caution(fused))
+    assert "divides the reward and the KL in it alike" in str(caution(fused))
     assert caution(fused, rescaled=False) is None
     assert caution(Anchor("k3", placement="reward", gradient="published"), rescaled=False) is not None
 

@@ -279,6 +279,9 @@ def test_a_masked_token_keeps_penalty_anchor_entropy(measure: str, form: str, ki
         zip(scores, torch.autograd.grad(value, list(scores.values()), materialize_grads=True), strict=True)
     )
     surrogates = [0.0, 0.1 * 1.5 * 3.0, -0.1 * 0.5 * 3.0, 0.0]
+    if kind != "cispo":
+        others = 4 * (0.1 * (5.0 * 0.13 - 0.5) + 0.02 * 0.4)
+        assert value.item() == pytest.approx(sum(surrogates) + others)
     assert slopes["log_prob"].tolist() == pytest.approx(surrogates)
     assert slopes["entropy"].tolist() == pytest.approx([-0.05] * 4)
     assert slopes["old.forward_kl"].tolist() == pytest.approx([0.5] * 4)

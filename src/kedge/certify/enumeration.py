@@ -9,6 +9,7 @@ import torch
 from kedge.certify.anchors import anchor_claims
 from kedge.certify.claims import TOLERANCE, Claim
 from kedge.certify.critics import critic_claims
+from kedge.certify.judge import bandit_claims
 from kedge.certify.old_policy import old_policy_claims
 from kedge.certify.outputs import output_claims
 from kedge.certify.surrogates import surrogate_claims
@@ -55,4 +56,5 @@ def run(
         *surrogate_claims(draws, where, dtype),
         *old_policy_claims(draws, where, dtype),
         *critic_claims(draws, where, dtype),
+        *bandit_claims(where, dtype, seeds[:1]),
     ]

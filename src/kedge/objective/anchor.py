@@ -142,7 +142,10 @@ def caution(anchor: Anchor, *, rescaled: bool = True) -> str | None:
         )
     if not rescaled:
         return None
-    return "the group's standard deviation divides a KL put in the reward before it, and so rescales β"
+    return (
+        "the group's standard deviation divides the reward and the KL in it alike: β stays in reward per nat, but how "
+        "hard both pull changes from group to group"
+    )
 
 
 def anchor_values(anchor: Anchor, scores: Mapping[str, Tensor]) -> Float[Tensor, " N"]:
@@ -205,8 +208,9 @@ def anchor_rewards(
 ) -> Float[Tensor, " R"]:
     """Return what the classic fused form adds to each response's reward: −β Σ_t k_t.
 
-    The group's normalisation that follows divides it by the standard deviation of the *total* reward, so β is
-    rescaled from group to group; gradient ``sequence`` in the reward is added after it and is not.
+    The group's normalisation that follows divides it, with the reward, by the standard deviation of both together.
+    β stays in reward per nat: where r − β Σ_t L_t is the same for all responses nothing pulls any more, and that is
+    the optimum. Gradient ``sequence`` in the reward is added after it: there β is in standard deviations per nat.
 
     Args:
         anchor: Placement ``reward``, gradient ``published``.

@@ -232,7 +232,7 @@ class PolicyLoss:
                 raise ValueError(
                     "trust region sequence needs a mean log ratio a response: call prepare first"
                 )
-            return ratio(log_prob, None, torch.where(used, inputs.sequence_log_ratio, 0.0))
+            return ratio(log_prob, None, inputs.sequence_log_ratio)
         behaviour = inputs.behaviour_log_probs
         if behaviour is not None:
             behaviour = torch.where(used, behaviour, 0.0)
