@@ -179,7 +179,7 @@ def _recipe_path(given: str) -> Path:
 
 def _certify(options: argparse.Namespace) -> int:
     from kedge.certify import print_table, run
-    from kedge.training.resources import DTYPES, device_named
+    from kedge.models import DTYPES, device_named
 
     if options.head:
         return _certify_head(options)
@@ -193,7 +193,7 @@ def _certify(options: argparse.Namespace) -> int:
 def _certify_head(options: argparse.Namespace) -> int:
     from kedge.certify import HEAD_DTYPES, head_accuracy, print_accuracy
     from kedge.head.backend import chosen_runner
-    from kedge.training.resources import DTYPES, device_named
+    from kedge.models import DTYPES, device_named
 
     if options.dtype == "float64":
         raise UserError("--head compares with float64; give --dtype float32 or bfloat16, or leave it out")
