@@ -20,6 +20,7 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, for names that transformers renames
 def test_a_merged_adapter_gives_the_logits_of_the_adapted_model(base: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(target_modules=["q_proj", "down_proj"], r=4, lora_alpha=8)
