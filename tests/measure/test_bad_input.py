@@ -177,6 +177,7 @@ def test_interrupted(here: Path) -> None:
         ({"responses": 0}, "responses = 0 must be at least 1"),
         ({"confidence": 95.0}, "must be between 0 and 1"),
         ({"width": 0.0}, "width = 0.0 must be above 0"),
+        ({"count": 0}, "count = 0 must be at least 1"),
         ({"dtype": "float16"}, "dtype = 'float16' is none of"),
     ],
 )
@@ -201,4 +202,6 @@ def test_objects_that_do_not_fit() -> None:
             texts=["1"],
             tokenizer=sums.tokenizer(),
         )
+    with pytest.raises(UserError, match="backend is 'fast'; it must be one of"):
+        compare(model(0), model(1), texts=["1+1"], tokenizer=sums.tokenizer(), backend="fast")
     assert torch.is_grad_enabled()
