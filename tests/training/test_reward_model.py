@@ -87,7 +87,7 @@ def test_the_figures_are_those_of_the_saved_model(tmp_path: Path) -> None:
     run = trained(tmp_path, REWARD, seed=5)
     model = AutoModelForSequenceClassification.from_pretrained(run.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(run.model)
-    from kedge.training.seeds import derive_seed
+    from kedge.runs.seeds import derive_seed
 
     pairs = prose.preferences("heldout", 32, derive_seed(5, "data"))
 

@@ -3,6 +3,7 @@
 from kedge.models.bpe import train_bpe
 from kedge.models.build import build_model
 from kedge.models.critic import Critic, critic_beside, load_critic
+from kedge.models.device import DTYPES, device_named
 from kedge.models.hidden import hidden_states
 from kedge.models.identity import fingerprint, frozen_copy
 from kedge.models.load import load_model, load_reward_model, load_tokenizer
@@ -10,13 +11,21 @@ from kedge.models.mode import disable_dropout, enable_activation_checkpointing, 
 from kedge.models.output_head import head_of, verify_head
 from kedge.models.save import save_model
 from kedge.models.scores import reward_model_from, sequence_scores, verify_scores
-from kedge.models.tokens import context_length, require_embeddings, special_tokens, usable_vocabulary
+from kedge.models.tokens import (
+    context_length,
+    require_embeddings,
+    special_tokens,
+    usable_vocabulary,
+    vocabulary_difference,
+)
 
 __all__ = [
+    "DTYPES",
     "Critic",
     "build_model",
     "context_length",
     "critic_beside",
+    "device_named",
     "disable_dropout",
     "enable_activation_checkpointing",
     "evaluating",
@@ -37,4 +46,5 @@ __all__ = [
     "usable_vocabulary",
     "verify_head",
     "verify_scores",
+    "vocabulary_difference",
 ]

@@ -72,22 +72,6 @@ def reward_metrics(rewards: Mapping[str, Float[Tensor, " R"]]) -> dict[str, floa
     return metrics
 
 
-def clustered_standard_error(values: Float[Tensor, " R"], cluster: Tensor) -> float:
-    """Standard error of the mean of values that come in clusters (the responses of one prompt).
-
-    With cluster means m_c of C clusters of equal size: std(m_c)/√C. NaN for fewer than two clusters.
-
-    >>> clustered_standard_error(torch.tensor([1.0, 1.0, 3.0, 3.0]), torch.tensor([0, 0, 1, 1]))
-    1.0
-    """
-    present = ~values.isnan()
-    means = torch.stack(
-        [values[present & (cluster == c)].double().mean() for c in cluster[present].unique()]
-        or [torch.tensor(math.nan)]
-    )
-    return float(means.std() / math.sqrt(len(means))) if len(means) > 1 else math.nan
-
-
 def perplexity(cross_entropy: float) -> float:
     """Exp of a cross-entropy in nats; infinite where float64 would overflow."""
     return math.exp(cross_entropy) if cross_entropy < 700 else math.inf

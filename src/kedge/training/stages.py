@@ -18,6 +18,7 @@ from kedge.models import (
 from kedge.objective import Adaptive, Budget, Controller, Fixed, HalvingDoubling, caution
 from kedge.rollout import SamplingConfig
 from kedge.runs import RunDirectory, environment
+from kedge.runs.interrupt import Interrupt
 from kedge.training.backend import head_backend, policy_logits, sft_logits
 from kedge.training.collect import Collector
 from kedge.training.config import (
@@ -35,7 +36,6 @@ from kedge.training.config import (
 from kedge.training.critic import CriticWork
 from kedge.training.evaluation import PolicyEvaluator
 from kedge.training.inputs import Inputs, Materials, PolicyInputs, RewardInputs, SftInputs
-from kedge.training.interrupt import Interrupt
 from kedge.training.loop import Session, Work, run_loop
 from kedge.training.optimization import Updater
 from kedge.training.policy import PolicyWork
