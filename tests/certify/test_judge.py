@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from kedge import certify
 from kedge.certify import Verdict, print_verdicts, verdicts
 from kedge.certify.judge import learner as learning
 from kedge.certify.judge import predictions as theory
@@ -21,6 +23,7 @@ from kedge.certify.judge.groups import all_groups, drawn_groups
 from kedge.certify.judge.learner import Learner, follow_sampled
 from kedge.certify.judge.objectives import AT_OPTIMUM, OBJECTIVES, SIZE, Objective
 from kedge.certify.judge.task import Task, tree
+from kedge.cli import main
 
 CPU, DOUBLE = torch.device("cpu"), torch.float64
 SMALL = tree(4, longest=2)
@@ -209,3 +212,20 @@ def test_the_page_says_what_theory_says() -> None:
         shown = "" if predicted is None else f"{0.5 * float((predicted - best).abs().sum()):.3f}"
         expected.append([objective.name, objective.ends, shown])
     assert [[each.strip() for each in line[:3]] for line in lines] == expected
+
+
+def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(
+        certify, "verdicts", partial(verdicts, task=SMALL, objectives=OBJECTIVES[:1], steps=40)
+    )  # the rest is as the command gives it
+    assert main(["certify", "--judge"]) == 0
+    shown = capsys.readouterr().out
+    assert "1 of 1 end where theory says" in shown
+    assert "E[r] − β KL(π‖ρ)" in shown
+    assert main(["certify", "--judge", "--dtype", "bfloat16"]) == 2
+    assert main(["certify", "--sampled"]) == 2
+    assert main(["certify", "--head", "--judge"]) == 2
+    refused = capsys.readouterr().err
+    assert "give --dtype float64 or float32" in refused
+    assert "give --judge, or leave it out" in refused
+    assert "one of them at a time" in refused

@@ -82,11 +82,16 @@ def forward(task: Task, worth: Float[Tensor, " R"], beta: float) -> Float[Tensor
     """Σ E[∇KL(ρ‖π)]: at rest π·(Q − V) = β·(π − ρ), so that π = β·ρ/(V + β − Q)."""
 
     def choose(rho: Tensor, q: Tensor) -> Tensor:
-        low, high = float((q + beta * rho).max()), float(q.max()) + beta
-        for _ in range(80):  # the sum falls as λ grows, from at least 1 to at most 1
-            middle = (low + high) / 2
-            low, high = (middle, high) if float((beta * rho / (middle - q)).sum()) > 1 else (low, middle)
-        return beta * rho / (high - q)
+        level = (q + beta * rho).max()
+        for _ in range(
+            100
+        ):  # Newton's steps on a falling, convex sum that is at least 1 here: they do not overshoot
+            terms = beta * rho / (level - q)
+            step = (terms.sum() - 1) / (terms / (level - q)).sum()
+            level = level + step
+            if float(step) < 1e-15:
+                break
+        return beta * rho / (level - q)
 
     return _from_the_leaves(task, worth, choose)
 

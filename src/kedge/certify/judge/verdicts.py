@@ -123,9 +123,10 @@ def print_verdicts(found: Sequence[Verdict], console: Console | None = None) -> 
         table.add_row(Text(each.objective.name), Text(each.objective.ends), *figures, verdict)
     console.print(table)
     passed = sum(each.passed for each in found)
+    drawn = any(each.sampled is not None for each in found)
     console.print(
-        f"{passed} of {len(found)} end where theory says, within a total variation of {NEAR:g} by expected gradients "
-        f"and of {NEAR_SAMPLED:g} with drawn responses.",
+        f"{passed} of {len(found)} end where theory says, within a total variation of {NEAR:g} by expected gradients"
+        f"{f', of {NEAR_SAMPLED:g} with drawn responses' if drawn else ''}.",
         highlight=False,
     )
 
