@@ -12,12 +12,12 @@ SOURCE = Path(__file__).parents[1] / "src" / "kedge"
 
 LEVELS = [
     {"errors"},
-    {"divergence"},
+    {"divergence", "statistics"},
     {"head"},
     {"objective"},
     {"models", "runs"},
     {"rollout", "data", "rewards", "tasks", "recipes"},
-    {"certify", "training", "report"},
+    {"certify", "training", "measure", "report"},
     {"api", "cli", "__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

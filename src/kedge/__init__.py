@@ -18,7 +18,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ROOMS = frozenset(
-    {"certify", "data", "divergence", "head", "models", "objective", "report", "rewards", "rollout", "runs"}
+    {
+        "certify",
+        "data",
+        "divergence",
+        "head",
+        "measure",
+        "models",
+        "objective",
+        "report",
+        "rewards",
+        "rollout",
+        "runs",
+    }
     | {"tasks", "training"}
 )
 

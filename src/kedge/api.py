@@ -22,8 +22,8 @@ from kedge.training.recipe import load_recipe, validate_recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from kedge.runs.interrupt import Interrupt
     from kedge.training.inputs import Materials, PolicyInputs, SftInputs
-    from kedge.training.interrupt import Interrupt
 
 RECIPE = "recipe.yaml"
 
@@ -93,10 +93,11 @@ def train(
         result = kedge.train(config, model=model, tokenizer=tokenizer, rewards=[reward])
         result.stages["grpo"].metrics[-1]["reward/mean"]
     """
+    from kedge.models import device_named
+    from kedge.runs.interrupt import Interrupt
     from kedge.training.checkpoint import restore_weights
     from kedge.training.inputs import Materials, load_inputs
-    from kedge.training.interrupt import Interrupt
-    from kedge.training.resources import device_named, make_model, prepare_policy
+    from kedge.training.resources import make_model, prepare_policy
 
     recipe = _recipe(config)
     if (model is None) != (tokenizer is None):

@@ -1,4 +1,4 @@
-"""The command: ``kedge train``, ``report``, ``recipes``, ``certify``."""
+"""The command: ``kedge train``, ``measure``, ``report``, ``recipes``, ``certify``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from kedge import __version__
 from kedge.errors import KedgeError, UserError
@@ -17,11 +18,12 @@ EXAMPLES = """examples:
   kedge train my.yaml seed=1 stages.grpo.steps=50   your own, with overrides
   kedge train my.yaml resume=true                   go on where it stopped
   kedge report runs/prose                           one self-contained page
+  kedge measure tuned base --prompts p.jsonl        how far two models are apart
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0: done, 1: failed while running, 2: something given cannot be used, 130: interrupted."""
+    """Run the command; 0: done, 1: failed, 2: something given cannot be used, 3: above a limit, 130: interrupted."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -57,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="print the resolved recipe with derived sizes; run nothing"
     )
     train.set_defaults(run=_train)
+
+    _add_measure(commands)
 
     report = commands.add_parser(
         "report", help="write one page about runs", description="Write one self-contained page."
@@ -99,6 +103,87 @@ def _parser() -> argparse.ArgumentParser:
     )
     certify.set_defaults(run=_certify)
     return parser
+
+
+def _add_measure(commands: Any) -> None:
+    measure = commands.add_parser(
+        "measure",
+        help="how far two models are apart",
+        description="Exact KL between two models, on responses sampled from each and on given texts, with error bars. "
+        "Writes measure.json, tokens.parquet and measure.html.",
+    )
+    add = measure.add_argument
+    add("policy", metavar="POLICY", help="a folder, a name on the hub, or a folder with a PEFT adapter")
+    add("reference", metavar="REFERENCE", help="the same; its tokenizer and chat template are used for both")
+    add(
+        "--prompts", metavar="FILE", help="JSONL, Parquet or a dataset: prompts that responses are sampled to"
+    )
+    add(
+        "--texts",
+        metavar="FILE",
+        help="the same with texts, messages, or prompts and completions to be scored",
+    )
+    add("--responses", type=int, default=4, metavar="N", help="responses to each prompt (default 4)")
+    add("--from", dest="sample_from", choices=["policy", "reference", "both"], default="both",
+        help="whose responses: reverse KL, forward KL, both (default)")  # fmt: skip
+    add("--max-new-tokens", type=int, default=128, metavar="N", help="of a response (default 128)")
+    add("--temperature", type=float, default=1.0, help="of sampling and of both distributions (default 1)")
+    add("--count", type=int, metavar="N", help="only the first N prompts and texts")
+    add("--prompt-format", default="{prompt}", metavar="F", help="columns in braces (default {prompt})")
+    add("--text-column", default="text", metavar="NAME", help="column of a text (default text)")
+    add("--dtype", choices=["float32", "bfloat16", "float64", "saved"], default="float32",
+        help="of weights and hidden states; saved: as the files have it (default float32)")  # fmt: skip
+    add("--device", default="auto", help="a PyTorch device (default auto: CUDA where there is one)")
+    add("--seed", type=int, default=0, help="of sampling and of the bootstrap (default 0)")
+    add("--batch", type=int, default=16, metavar="N", help="sequences at once (default 16)")
+    add(
+        "--low-memory",
+        action="store_true",
+        help="one model at a time, hidden states on disk; the same figures",
+    )
+    add("--width", type=float, default=0.1, metavar="SHARE",
+        help="say how many responses bring the interval to ± this share of the value (default 0.1)")  # fmt: skip
+    add("--trust-remote-code", action="store_true", help="let the models' own Python code run")
+    add("--fail-above", type=float, metavar="X",
+        help="exit status 3 if the mean KL per token of any question is above X nats")  # fmt: skip
+    add("--out", metavar="DIR", help="folder to write (default runs/measure-POLICY-REFERENCE)")
+    add("--overwrite", action="store_true", help="replace what a measurement before left there")
+    measure.set_defaults(run=_measure)
+
+
+def _measure(options: argparse.Namespace) -> int:
+    settings = vars(options).copy()
+    names = ("policy", "reference", "prompts", "texts", "out", "overwrite", "fail_above", "run")
+    policy, reference, prompts, texts, out, overwrite, fail_above, _ = (settings.pop(name) for name in names)
+    settings["prompt"], settings["text"] = settings.pop("prompt_format"), settings.pop("text_column")
+    if prompts is None and texts is None:
+        raise UserError("give --prompts, --texts, or both: there is nothing to compare the models on")
+    folder = Path(out) if out else Path("runs", f"measure-{Path(policy).name}-{Path(reference).name}")
+    if folder.exists() and not (overwrite and (folder / "measure.json").is_file()):
+        remedy = (
+            "give another --out, or --overwrite"
+            if (folder / "measure.json").is_file()
+            else "give another --out"
+        )
+        raise UserError(f"{folder} exists already: {remedy}")
+    _quiet_libraries()
+    from kedge.measure import compare, show
+    from kedge.measure.progress import progress_for
+
+    found = compare(
+        policy, reference, prompts=prompts, texts=texts, out=folder, progress=progress_for(), **settings
+    )
+    show(found)
+    print(f"written: {folder}")  # noqa: T201
+    if found.partial:
+        return 130
+    if fail_above is not None and not found.largest() <= fail_above:
+        print(  # noqa: T201
+            f"kedge: mean KL of {found.largest():.4g} nats per token is above --fail-above {fail_above:g}",
+            file=sys.stderr,
+        )
+        return 3
+    return 0
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -179,7 +264,7 @@ def _recipe_path(given: str) -> Path:
 
 def _certify(options: argparse.Namespace) -> int:
     from kedge.certify import print_table, run
-    from kedge.training.resources import DTYPES, device_named
+    from kedge.models import DTYPES, device_named
 
     if options.head:
         return _certify_head(options)
@@ -193,7 +278,7 @@ def _certify(options: argparse.Namespace) -> int:
 def _certify_head(options: argparse.Namespace) -> int:
     from kedge.certify import HEAD_DTYPES, head_accuracy, print_accuracy
     from kedge.head.backend import chosen_runner
-    from kedge.training.resources import DTYPES, device_named
+    from kedge.models import DTYPES, device_named
 
     if options.dtype == "float64":
         raise UserError("--head compares with float64; give --dtype float32 or bfloat16, or leave it out")

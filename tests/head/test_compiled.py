@@ -59,6 +59,12 @@ def test_values_and_gradients(variant: str, make_case: Callable[..., Any]) -> No
             assert found.keys() == true.keys()
             for name, value in true.items():
                 torch.testing.assert_close(found[name], value, rtol=1e-11, atol=1e-11, msg=name)
+    tokens = ["top_token", *(f"{name}.top_token" for name in case.anchors)]
+    truths, _ = case.score(tokens, backend="dense")
+    found, _ = case.score(tokens, backend="compiled", chunk_rows=4)
+    assert {name: ids.tolist() for name, ids in found.items()} == {
+        name: ids.tolist() for name, ids in truths.items()
+    }
 
 
 @inside

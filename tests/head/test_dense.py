@@ -30,6 +30,7 @@ def test_definition(make_case: Callable[..., Any]) -> None:
             "log_prob": math.log(p[target]),
             "entropy": -math.fsum(a * math.log(a) for a in p),
             "reference.log_prob": math.log(q[target]),
+            "reference.entropy": -math.fsum(b * math.log(b) for b in q),
             "reference.reverse_kl": math.fsum(a * math.log(a / b) for a, b in both),
             "reference.forward_kl": math.fsum(b * math.log(b / a) for a, b in both),
             "reference.total_variation": 0.5 * math.fsum(abs(a - b) for a, b in both),

@@ -96,10 +96,32 @@ def test_outputs_that_nothing_trained_reaches_have_no_graph(
 ) -> None:
     case = make_case()
     scores, _ = case.score(backend=backend)
-    assert {name for name, value in scores.items() if not value.requires_grad} == {"reference.log_prob"}
+    fixed = {name for name, value in scores.items() if not value.requires_grad}
+    assert fixed == {"reference.log_prob", "reference.entropy"}
     with torch.no_grad():
         scores, _ = case.score(backend=backend)
     assert not any(value.requires_grad for value in scores.values())
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "triton"])
+def test_top_tokens(backend: str, make_case: Callable[..., Any]) -> None:
+    """Ids of both distributions' most probable tokens; the loss beside them keeps its gradients."""
+    case = make_case(dtype=torch.float32, bias=True, softcap=2.0, padding=1, masked={"policy": [3]})
+    want = ["log_prob", "top_token", "reference.top_token"]
+    if backend == "triton":
+        pytest.importorskip("triton")
+    options = {"backend": backend} if backend == "dense" else {"backend": backend, "chunk_rows": 4}
+    scores, gradients = case.score(want, **options)
+    for name, (hidden, head) in {
+        "": (case.hidden, case.head),
+        "reference.": case.anchors["reference"],
+    }.items():
+        logits = hidden @ head.weight[: head.tokens].T + head.bias[: head.tokens]
+        assert scores[f"{name}top_token"].dtype == torch.int64
+        assert scores[f"{name}top_token"].tolist() == logits.argmax(-1).tolist()
+    alone = case.score(["log_prob"], backend="dense")[1]
+    torch.testing.assert_close(gradients, alone)
+    assert case.reduce(want, **options)[0]["top_token"].tolist() == scores["top_token"].tolist()
 
 
 # --- reduce --------------------------------------------------------------------------------------------
@@ -220,9 +242,7 @@ def refuse(match: str, **changes: Any) -> None:
 @pytest.mark.usefixtures("unchecked")
 def test_refusals_say_what_is_wrong() -> None:
     refuse("'logprob' is wanted; .* knows: log_prob, entropy", want={"logprob"})
-    refuse(
-        r"'old.reverse_kl' is wanted; .* reference.log_prob, reference.reverse_kl", want=["old.reverse_kl"]
-    )
+    refuse(r"'old.reverse_kl' is wanted; .* reference.log_prob, reference.entropy", want=["old.reverse_kl"])
     refuse("anchor is named 'policy'", anchors={"policy": (torch.zeros(3, 2), Head(torch.zeros(6, 2)))})
     refuse("temperature is 0", temperature=0.0)
     refuse("targets reach from 0 to 6; the vocabulary has 0 to 5", targets=torch.tensor([0, 6, 1]))

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 import kedge
 from kedge.objective import PolicyLoss
 from kedge.runs import RunDirectory
+from kedge.runs.interrupt import Interrupt
 from kedge.training import PlainProgress, validate_recipe
 from kedge.training.inputs import Materials, load_inputs
-from kedge.training.interrupt import Interrupt
 from kedge.training.loop import Session
 from kedge.training.policy import PolicyWork
 from kedge.training.resources import make_model, prepare_policy

@@ -3,13 +3,14 @@
 from kedge.head.backend import default_chunk_rows
 from kedge.head.logits import score_logits
 from kedge.head.reduce import reduce
-from kedge.head.request import ANCHOR_OUTPUTS, POLICY_OUTPUTS
+from kedge.head.request import ANCHOR_OUTPUTS, POLICY_OUTPUTS, TOKEN_OUTPUTS
 from kedge.head.score import score
 from kedge.head.types import Anchor, Head, PerToken
 
 __all__ = [
     "ANCHOR_OUTPUTS",
     "POLICY_OUTPUTS",
+    "TOKEN_OUTPUTS",
     "Anchor",
     "Head",
     "PerToken",

@@ -35,6 +35,37 @@ def default_chunk_rows(tokens: int, device: str = "cpu") -> int:
     return min(4096, max(128, logits // tokens // 64 * 64))
 
 
+COMPILING_PAYS = 10**10
+"""Logits from which fusing the element-wise work saves minutes on a CPU; compiling takes some ten seconds."""
+
+
+def fastest_backend(logits: float, device: torch.device) -> str:
+    """Choose by the work ahead: the same work on the same machine chooses the same again.
+
+    Args:
+        logits: about how many will be made.
+        device: where the hidden states are.
+
+    >>> fastest_backend(1e6, torch.device("cpu"))
+    'chunked'
+    """
+    if device.type != "cpu":
+        return "auto"
+    return "compiled" if logits >= COMPILING_PAYS and compiler_found() else "chunked"
+
+
+def compiler_found() -> bool:
+    """Whether torch's compiler has a C++ compiler to work with."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True
+
+
 def chosen_runner(backend: str, device: torch.device) -> Runner | None:
     """Give the runner of a chunked backend, None for the dense one.
 

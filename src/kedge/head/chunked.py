@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kedge.head.gradients import Pull
-from kedge.head.request import DIVERGENCES, POLICY, Output, Request, checked_loss, public_name
+from kedge.head.request import DIVERGENCES, POLICY, TOKEN_OUTPUTS, Output, Request, checked_loss, public_name
 from kedge.head.runner import Runner
 from kedge.head.types import PerToken
 from kedge.head.workspace import Workspace
@@ -186,13 +186,14 @@ def _differentiable(request: Request, needs: Sequence[bool]) -> set[Output]:
     return {
         (source, output)
         for source, output in request.wanted
-        if source in trains or (output in DIVERGENCES and POLICY in trains)
+        if output not in TOKEN_OUTPUTS and (source in trains or (output in DIVERGENCES and POLICY in trains))
     }
 
 
 def _empty_scores(request: Request) -> dict[Output, Tensor]:
     hidden = request.sources[POLICY].hidden
-    return {output: hidden.new_empty(hidden.shape[0], dtype=request.dtype) for output in request.wanted}
+    dtypes = {each: torch.int64 if each[1] in TOKEN_OUTPUTS else request.dtype for each in request.wanted}
+    return {each: hidden.new_empty(hidden.shape[0], dtype=dtype) for each, dtype in dtypes.items()}
 
 
 def _chunks(request: Request, chunk_rows: int) -> list[slice]:

@@ -34,6 +34,8 @@ def dense_scores(request: Request) -> dict[Output, Tensor]:
             value = _log_prob(logits[source], request.targets)
         elif output == "entropy":
             value = entropy(logits[source])
+        elif output == "top_token":
+            value = logits[source].argmax(-1)
         elif output == "log_normalizer":
             value = logits[source].logsumexp(-1)
         else:

@@ -121,6 +121,8 @@ class _Block:
         normalizer = self._normalizers[source]
         if what == "log_normalizer":
             return (normalizer.maximum + normalizer.log_sum).squeeze(-1)
+        if what == "top_token":
+            return self._logits[source].argmax(-1)
         if what == "log_prob":
             chosen = self._logits[source].gather(-1, self._targets[:, None])
             log_prob = normalizer.log_probs(chosen).squeeze(-1)

@@ -15,7 +15,15 @@ from kedge.head import elementwise, triton_runner
 from kedge.head.backend import chosen_runner
 from kedge.head.elementwise import Normalizers, Plan, Transform
 from kedge.head.gradients import Pull
-from kedge.head.request import DIVERGENCES, POLICY, Output, check_targets, public_name, read_want
+from kedge.head.request import (
+    DIVERGENCES,
+    POLICY,
+    TOKEN_OUTPUTS,
+    Output,
+    check_targets,
+    public_name,
+    read_want,
+)
 from kedge.head.runner import EAGER, Runner
 
 _AS_THEY_ARE = Transform(scale=1.0, softcap=None, temperature=1.0)
@@ -98,7 +106,8 @@ class _Score(torch.autograd.Function):
         fixed = (
             values
             for (source, output), values in scores.items()
-            if source not in trains and not (output in DIVERGENCES and POLICY in trains)
+            if output in TOKEN_OUTPUTS
+            or (source not in trains and not (output in DIVERGENCES and POLICY in trains))
         )
         ctx.mark_non_differentiable(*fixed)
         ctx.set_materialize_grads(False)

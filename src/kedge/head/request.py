@@ -16,7 +16,9 @@ from kedge.head.types import Anchor, Head
 POLICY = "policy"
 DIVERGENCES = ("reverse_kl", "forward_kl", "total_variation")
 POLICY_OUTPUTS = ("log_prob", "entropy", "log_normalizer")
-ANCHOR_OUTPUTS = ("log_prob", *DIVERGENCES)
+ANCHOR_OUTPUTS = ("log_prob", "entropy", *DIVERGENCES)
+TOKEN_OUTPUTS = ("top_token",)
+"""Outputs of every source that are token ids: nothing flows back through them."""
 
 T = TypeVar("T")
 Output = tuple[str, str]
@@ -127,8 +129,8 @@ def read_want(want: Collection[str], anchors: Iterable[str]) -> tuple[Output, ..
     Raises:
         ValueError: for an unknown name, listing those that the anchors make known.
     """
-    own = [(POLICY, output) for output in POLICY_OUTPUTS]
-    known = own + [(anchor, output) for anchor in anchors for output in ANCHOR_OUTPUTS]
+    own = [(POLICY, output) for output in (*POLICY_OUTPUTS, *TOKEN_OUTPUTS)]
+    known = own + [(anchor, each) for anchor in anchors for each in (*ANCHOR_OUTPUTS, *TOKEN_OUTPUTS)]
     names = [public_name(output) for output in known]
     for name in want:
         if name not in names:

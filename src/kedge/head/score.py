@@ -32,11 +32,13 @@ def score(
         log_prob              log π(a) = l_a − log Σ e^l        NAME.log_prob           log ρ(a)
         entropy               H(π) = −Σ π·log π                 NAME.reverse_kl         KL(π‖ρ)
         log_normalizer        log Σ e^l                         NAME.forward_kl         KL(ρ‖π)
-                                                                NAME.total_variation    ½·Σ |π − ρ|
+        top_token             argmax π                          NAME.total_variation    ½·Σ |π − ρ|
+                                                                NAME.entropy            H(ρ)
+                                                                NAME.top_token          argmax ρ
 
-    where ρ is the anchor called NAME. All are differentiable in hidden states, weight and bias, of the policy
-    and of every anchor whose tensors require it. What is not wanted is not computed. The gradient of an
-    infinite value, which only a mask makes, is zero.
+    where ρ is the anchor called NAME. All but the top tokens (of a tie, one) are differentiable in hidden states,
+    weight and bias, of the policy and of every anchor whose tensors require it. What is not wanted is not
+    computed. The gradient of an infinite value, which only a mask makes, is zero.
 
     Args:
         hidden: the policy's hidden states that predict the targets, [N, H].
@@ -55,7 +57,7 @@ def score(
 
     Returns:
         For each name in ``want`` a tensor [N], in nats (total variation: between 0 and 1); float64 if any
-        input is, else float32.
+        input is, else float32; ids of top tokens int64.
 
     Raises:
         ValueError: for unknown names, sizes that do not fit, a temperature not above 0, a backend that the

@@ -144,6 +144,7 @@ def pull_rows(
     p_entropy,
     p_log_prob,
     q_constant,
+    q_entropy,
     q_log_prob,
     reverse_kl,
     forward_kl,
@@ -219,6 +220,8 @@ def pull_rows(
             bracket = tl.zeros((BLOCK,), tl.float32)
             if q_constant is not None:
                 bracket += tl.load(q_constant + row)
+            if q_entropy is not None:
+                bracket -= tl.load(q_entropy + row) * ((q_logit - q_top) - q_rest)
             if forward_kl is not None:
                 bracket += tl.load(forward_kl + row) * x
             if total_variation is not None:

@@ -156,7 +156,7 @@ class _Pulling:
             *map(_stride, (p_logits, q_logits, p_gradient, q_gradient)),
             *self._normalizers[p], *((None, None) if q is None else self._normalizers[q]), self._targets,
             _constant(p_own, compared["reverse_kl"]), _gradient(p_own["entropy"]), _gradient(p_own["log_prob"]),
-            _constant(q_own, compared["forward_kl"]), _gradient(q_own["log_prob"]),
+            _constant(q_own, compared["forward_kl"]), _gradient(q_own["entropy"]), _gradient(q_own["log_prob"]),
             *(_gradient(compared[each]) for each in DIVERGENCES),
             p_logits.shape[1], p_factor, p_outer, q_factor, q_outer,
             P_CAPPED=p_capped, Q_CAPPED=q_capped, ADD=add,
@@ -180,6 +180,8 @@ def _score(
         outputs.get("log_prob"), outputs.get("entropy"), product.shape[1], factor / outer, outer,
         CAPPED=capped, WRITE=bias is not None or capped or factor != 1.0,
     )  # fmt: skip
+    if "top_token" in wanted:
+        outputs["top_token"] = product.argmax(-1)
     if "log_normalizer" in wanted:
         outputs["log_normalizer"] = maximum + log_sum
     return Normalizer(maximum[:, None], log_sum[:, None]), outputs

@@ -2,17 +2,20 @@
 
 from kedge.models.bpe import train_bpe
 from kedge.models.build import build_model
+from kedge.models.device import DTYPES, device_named
 from kedge.models.hidden import hidden_states
 from kedge.models.identity import fingerprint, frozen_copy
 from kedge.models.load import load_model, load_tokenizer
 from kedge.models.mode import disable_dropout, enable_activation_checkpointing, evaluating
 from kedge.models.output_head import head_of, verify_head
 from kedge.models.save import save_model
-from kedge.models.tokens import context_length, special_tokens, usable_vocabulary
+from kedge.models.tokens import context_length, special_tokens, usable_vocabulary, vocabulary_difference
 
 __all__ = [
+    "DTYPES",
     "build_model",
     "context_length",
+    "device_named",
     "disable_dropout",
     "enable_activation_checkpointing",
     "evaluating",
@@ -27,4 +30,5 @@ __all__ = [
     "train_bpe",
     "usable_vocabulary",
     "verify_head",
+    "vocabulary_difference",
 ]

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from kedge.errors import KedgeError, RunError, UserError
 from kedge.models._quiet import quiet
+from kedge.models.adapter import base_of, is_adapter, merge_adapter, require_peft
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -21,16 +22,16 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 def load_model(
     source: str | Path,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a causal language model, from safetensors only, in evaluation mode, on the CPU.
 
     Args:
-        source: a folder that ``save_model`` or ``save_pretrained`` wrote, or a name on the hub
-            (``owner/name``).
-        dtype: of the weights in memory.
+        source: a folder that ``save_model`` or ``save_pretrained`` wrote, the folder of a PEFT adapter, which is
+            merged into its base, or a name on the hub (``owner/name``).
+        dtype: of the weights in memory; None leaves that of the files.
         revision: a branch, tag or commit on the hub.
         trust_remote_code: let the model's own Python code run.
 
@@ -49,12 +50,17 @@ def load_model(
     True
     """
     where = _place(source, "model")
+    if isinstance(where, Path) and is_adapter(where):
+        require_peft(where)
+        base = load_model(base_of(where), dtype=dtype, trust_remote_code=trust_remote_code)
+        with _explained(source, "adapter"), quiet():
+            return merge_adapter(base, where, dtype).eval()
     if isinstance(where, Path):
         _require_weights(where)
     with _explained(source, "model"), quiet():
         model, loaded = AutoModelForCausalLM.from_pretrained(
             where,
-            dtype=dtype,
+            dtype="auto" if dtype is None else dtype,
             revision=revision or "main",
             trust_remote_code=trust_remote_code,
             use_safetensors=True,

@@ -75,6 +75,25 @@ def usable_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     return tokens if tokens < rows else None
 
 
+def vocabulary_difference(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> str | None:
+    """Say how two tokenizers differ in what their ids stand for; ``None`` if they do not.
+
+    >>> from kedge.models import train_bpe
+    >>> one, other = train_bpe(["a b c"], 258), train_bpe(["a b c a b c"], 260)
+    >>> vocabulary_difference(one, one), vocabulary_difference(one, other)
+    (None, "260 entries, not 258; for example 'Ġb': id 258, not none")
+    """
+    mine, yours = ours.get_vocab(), theirs.get_vocab()
+    differing = [word for word, number in yours.items() if mine.get(word) != number]
+    differing += [word for word in mine if word not in yours]
+    if not differing:
+        return None
+    sizes = f"{len(yours)} entries" + (f", not {len(mine)}" if len(yours) != len(mine) else "")
+    word = min(differing)
+    places = [("none" if word not in vocabulary else str(vocabulary[word])) for vocabulary in (mine, yours)]
+    return f"{sizes}; for example {word!r}: id {places[1]}, not {places[0]}"
+
+
 def context_length(model: PreTrainedModel) -> int | None:
     """Read how many tokens a sequence (prompt and response) can have; ``None`` if the model does not say.
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 
 from kedge.errors import UserError
+from kedge.head.backend import compiler_found, fastest_backend
 from kedge.training.config import ComputeConfig, GrpoStage, SftStage
 from kedge.training.examples import Examples
-
-COMPILING_PAYS = 10**10
-"""Logits in a stage from which fusing saves minutes; compiling takes some ten seconds."""
 
 
 def head_backend(compute: ComputeConfig, logits: float | int, device: torch.device) -> str:
@@ -23,18 +21,15 @@ def head_backend(compute: ComputeConfig, logits: float | int, device: torch.devi
     Raises:
         UserError: ``compile_head: true`` on a CPU without a C++ compiler.
     """
-    if device.type != "cpu" and compute.compile_head is None:
-        return "auto"
-    wanted = compute.compile_head if compute.compile_head is not None else logits >= COMPILING_PAYS
-    if not wanted:
+    if compute.compile_head is None:
+        return fastest_backend(logits, device)
+    if not compute.compile_head:
         return "chunked"
-    if device.type == "cpu" and not _compiler_found():
-        if compute.compile_head:
-            raise UserError(
-                "compute.compile_head: there is no working C++ compiler on this machine; install one (g++), or set it "
-                "to false"
-            )
-        return "chunked"
+    if device.type == "cpu" and not compiler_found():
+        raise UserError(
+            "compute.compile_head: there is no working C++ compiler on this machine; install one (g++), or set it "
+            "to false"
+        )
     return "compiled"
 
 
@@ -47,14 +42,3 @@ def sft_logits(stage: SftStage, examples: Examples, tokens: int) -> float:
 def policy_logits(stage: GrpoStage, tokens: int) -> int:
     """Logits that policy optimisation will make at most, in its updates alone."""
     return stage.steps * stage.responses_per_step * stage.epochs * stage.rollout.max_new_tokens * tokens
-
-
-def _compiler_found() -> bool:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        return False
-    return True

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kedge.data import Order
 from kedge.rewards import RewardSet
 from kedge.rollout import Rollout, SamplingConfig, concatenate, generate
+from kedge.runs.seeds import generator
 from kedge.training.prompts import Prompts
 from kedge.training.scoring import arithmetic
-from kedge.training.seeds import generator
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedge.rewards import RewardSet
 from kedge.rollout import SamplingConfig, generate
+from kedge.runs.seeds import generator
+from kedge.statistics import clustered_standard_error
 from kedge.training.collect import Batch, describe, reward
 from kedge.training.config import EvaluationConfig
 from kedge.training.loop import Evaluation
 from kedge.training.measures import (
     MEASURED,
-    clustered_standard_error,
     length_metrics,
     policy_metrics,
     reward_metrics,
 )
 from kedge.training.prompts import Prompts
 from kedge.training.scoring import Scorer, arithmetic
-from kedge.training.seeds import generator
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedge.errors import RunError, UserError
 from kedge.runs import RunDirectory
+from kedge.runs.interrupt import Interrupt, Interrupted
 from kedge.training.checkpoint import Checkpoints, Moment, link_final_model, restore_weights
 from kedge.training.config import GrpoStage, SftStage
-from kedge.training.interrupt import Interrupt, Interrupted
 from kedge.training.optimization import Updater
 from kedge.training.progress import Progress
 

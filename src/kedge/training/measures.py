@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -70,22 +69,6 @@ def reward_metrics(rewards: Mapping[str, Float[Tensor, " R"]]) -> dict[str, floa
         if name != "total":
             metrics[f"reward/{name}"] = float(values.double().nanmean())
     return metrics
-
-
-def clustered_standard_error(values: Float[Tensor, " R"], cluster: Tensor) -> float:
-    """Standard error of the mean of values that come in clusters (the responses of one prompt).
-
-    With cluster means m_c of C clusters of equal size: std(m_c)/√C. NaN for fewer than two clusters.
-
-    >>> clustered_standard_error(torch.tensor([1.0, 1.0, 3.0, 3.0]), torch.tensor([0, 0, 1, 1]))
-    1.0
-    """
-    present = ~values.isnan()
-    means = torch.stack(
-        [values[present & (cluster == c)].double().mean() for c in cluster[present].unique()]
-        or [torch.tensor(math.nan)]
-    )
-    return float(means.std() / math.sqrt(len(means))) if len(means) > 1 else math.nan
 
 
 def perplexity(cross_entropy: float) -> float:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from kedge.divergence import k3
 from kedge.head import Head, reduce
 from kedge.objective import Controller, PolicyLoss, TokenInputs, aggregation_weights, masked_mean
+from kedge.runs.seeds import generator
 from kedge.training.checkpoint import Moment
 from kedge.training.checks import start_of_run
 from kedge.training.collect import Collector, describe
@@ -24,7 +25,6 @@ from kedge.training.gather import Gatherer
 from kedge.training.loop import Evaluation, Metrics, Session
 from kedge.training.measures import MEASURED, policy_metrics
 from kedge.training.scoring import Scorer, parts
-from kedge.training.seeds import generator
 
 
 @dataclass

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kedge.data import Rows, format_rows, load_rows
 from kedge.errors import RunError, UserError
 from kedge.models import (
+    DTYPES,
     build_model,
     disable_dropout,
     frozen_copy,
@@ -21,8 +22,10 @@ from kedge.models import (
     train_bpe,
     usable_vocabulary,
     verify_head,
+    vocabulary_difference,
 )
 from kedge.rewards import RewardSet, load_reward
+from kedge.runs.seeds import derive_seed
 from kedge.training.config import (
     ExamplesConfig,
     ModelConfig,
@@ -32,24 +35,9 @@ from kedge.training.config import (
     RewardsConfig,
     TokenizerConfig,
 )
-from kedge.training.seeds import derive_seed
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 TASKS = ("sums", "prose")
 TASK_ROWS = 4096
-
-
-def device_named(name: str) -> torch.device:
-    """Resolve a device's name: ``auto`` is CUDA where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device: {name!r} cannot be used here ({reason}); auto picks one") from None
-    return device
 
 
 def task(name: str) -> Any:
@@ -156,16 +144,14 @@ def make_reference(
 def _require_same_tokens(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a reference whose own tokenizer, if it has one, gives other ids to the same text."""
     try:
-        theirs = load_tokenizer(path).get_vocab()
+        theirs = load_tokenizer(path)
     except (UserError, RunError):
         return
-    ours = tokenizer.get_vocab()
-    differing = [word for word, number in theirs.items() if ours.get(word) != number]
-    if differing or len(ours) != len(theirs):
-        example = f", for example {differing[0]!r}" if differing else ""
+    difference = vocabulary_difference(tokenizer, theirs)
+    if difference is not None:
         raise UserError(
-            f"reference: {path} has another vocabulary than the policy ({len(theirs)} entries, not {len(ours)}"
-            f"{example}); the KL between them means nothing: take a reference with the policy's tokenizer"
+            f"reference: {path} has another vocabulary than the policy ({difference}); the KL between them means "
+            "nothing: take a reference with the policy's tokenizer"
         )
 
 

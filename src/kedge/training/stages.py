@@ -10,12 +10,12 @@ from kedge.models import enable_activation_checkpointing, fingerprint, head_of, 
 from kedge.objective import Adaptive, Budget, Controller, Fixed, caution
 from kedge.rollout import SamplingConfig
 from kedge.runs import RunDirectory, environment
+from kedge.runs.interrupt import Interrupt
 from kedge.training.backend import head_backend, policy_logits, sft_logits
 from kedge.training.collect import Collector
 from kedge.training.config import AdaptiveConfig, AnchorConfig, BudgetConfig, GrpoStage, SftStage
 from kedge.training.evaluation import PolicyEvaluator
 from kedge.training.inputs import Materials, PolicyInputs, SftInputs
-from kedge.training.interrupt import Interrupt
 from kedge.training.loop import Session, Work, run_loop
 from kedge.training.policy import PolicyWork
 from kedge.training.progress import Progress

@@ -1,0 +1,76 @@
+"""The settings of a comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kedge.errors import UserError
+from kedge.models import DTYPES
+
+SAVED = "saved"
+"""The dtype in which a checkpoint was saved."""
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """How two models are compared; every setting is recorded in ``measure.json``.
+
+    Attributes:
+        responses: G, responses sampled for each prompt.
+        sample_from: whose responses: the policy's (reverse KL), the reference's (forward KL), both.
+        max_new_tokens: length limit of a response, its end token included.
+        temperature: of sampling and of both distributions: all logits are divided by it.
+        count: the first so many prompts and texts; None: all.
+        prompt: format of a prompt's columns, as in recipes.
+        text: the column of a text; rows without it are read as messages, or prompt and completion.
+        dtype: of weights and hidden states: float32, bfloat16, float64, or ``saved``: each as its file has it.
+            Logits are never below float32.
+        device: a PyTorch device; ``auto`` is CUDA where there is one.
+        seed: of sampling and of the bootstrap.
+        batch: sequences that go through a model at once.
+        low_memory: one model in memory at a time, hidden states on disk; the same figures to the last bit.
+        backend: of the head; None chooses by the work ahead.
+        confidence: of the intervals.
+        resamples: of the bootstrap.
+        width: the half-width of the interval that is wanted, as a share of the value; for ``needed``.
+        most: how many of the tokens that moved most are listed, in each list.
+
+    >>> MeasureConfig(responses=2).sample_from
+    'both'
+    """
+
+    responses: int = 4
+    sample_from: Literal["policy", "reference", "both"] = "both"
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    count: int | None = None
+    prompt: str = "{prompt}"
+    text: str = "text"
+    dtype: str = "float32"
+    device: str = "auto"
+    seed: int = 0
+    batch: int = 16
+    low_memory: bool = False
+    backend: str | None = None
+    confidence: float = 0.95
+    resamples: int = 2000
+    width: float = 0.1
+    most: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("responses", "max_new_tokens", "batch", "resamples"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)} must be at least 1")
+        if not 0 < self.temperature < float("inf"):
+            raise UserError(
+                f"temperature = {self.temperature} must be above 0: a KL along greedy responses estimates nothing"
+            )
+        if not 0 < self.confidence < 1:
+            raise UserError(f"confidence = {self.confidence} must be between 0 and 1, e.g. 0.95")
+        if not self.width > 0:
+            raise UserError(f"width = {self.width} must be above 0: a share of the value, e.g. 0.1")
+        if self.dtype not in (*DTYPES, SAVED):
+            raise UserError(f"dtype = {self.dtype!r} is none of {', '.join((*DTYPES, SAVED))}")
+        if self.sample_from not in ("policy", "reference", "both"):
+            raise UserError(f"sample_from = {self.sample_from!r} is none of policy, reference, both")

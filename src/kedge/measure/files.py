@@ -1,0 +1,89 @@
+"""The files of a comparison: ``measure.json``, ``tokens.parquet``, ``measure.html``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kedge.errors import UserError
+from kedge.measure.questions import QUESTIONS
+from kedge.measure.result import FORMAT, Comparison
+from kedge.runs import atomic_directory
+
+SUMMARY = "measure.json"
+TOKENS = "tokens.parquet"
+
+
+def require_parquet() -> None:
+    """Refuse to begin what could not be written.
+
+    Raises:
+        UserError: the library is not installed.
+    """
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"{TOKENS} is written with pyarrow, which is not installed: pip install 'kedge[measure]'"
+        ) from error
+
+
+def write(comparison: Comparison, directory: Path) -> None:
+    """Write a comparison into a folder, which appears whole or not at all; an older one is replaced.
+
+    Raises:
+        UserError: pyarrow is not installed.
+        RunError: the folder cannot be written.
+    """
+    require_parquet()
+    with atomic_directory(directory) as folder:
+        text = json.dumps(comparison.summary(), ensure_ascii=False, indent=1, allow_nan=False)
+        (folder / SUMMARY).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        _write_tokens(comparison, folder / TOKENS)
+
+
+def read_summary(directory: str | Path) -> dict[str, Any]:
+    """Read ``measure.json``.
+
+    Raises:
+        UserError: there is none, it is damaged, or another version wrote it.
+    """
+    path = Path(directory) / SUMMARY
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); measure again") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise UserError(f"{path}: not of the format {FORMAT}; measure again with this version")
+    return found
+
+
+def _write_tokens(comparison: Comparison, path: Path) -> None:
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    schema = None
+    writer = None
+    for name in QUESTIONS:
+        answer = comparison.answers.get(name)
+        if answer is None:
+            continue
+        columns: dict[str, Any] = {
+            "question": arrow.array([name] * answer.tokens.count).dictionary_encode(),
+        }
+        for column, values in answer.tokens.columns().items():
+            whole = not values.is_floating_point()
+            columns[column] = arrow.array((values.int() if whole else values).numpy())
+        for column, texts in answer.texts.items():
+            safe = [text.encode("utf-8", "backslashreplace").decode() for text in texts]
+            columns[column] = arrow.array(safe, arrow.string()).dictionary_encode()
+        table = arrow.table(columns)
+        if writer is None:
+            schema = table.schema
+            writer = parquet.ParquetWriter(path, schema)
+        writer.write_table(table.cast(schema))
+    if writer is not None:
+        writer.close()

@@ -1,0 +1,116 @@
+"""Parts of a question: as many sequences as go through a model at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kedge.head import Head, score
+from kedge.measure.inputs import Window
+from kedge.measure.table import TokenTable
+from kedge.models import evaluating, hidden_states
+from kedge.rollout import Rollout
+
+WANT = frozenset(
+    {"log_prob", "entropy", "top_token", "reference.log_prob", "reference.entropy", "reference.top_token"}
+    | {"reference.reverse_kl", "reference.forward_kl"}
+)
+"""Outputs of the head that a table holds."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Sequences that are scored at once.
+
+    Attributes:
+        rollout: contexts and scored tokens; of texts, windows take the place of responses.
+        clusters: the prompt or text of each response.
+        first: the number of its first response, counted over the question.
+    """
+
+    rollout: Rollout
+    clusters: Int[Tensor, " R"]
+    first: int
+
+    @classmethod
+    def of_texts(cls, windows: Sequence[Window], first: int) -> Part:
+        """Put windows of texts where prompts and responses would be."""
+        scored = torch.tensor([token for window in windows for token in window.scored])
+        rollout = Rollout(
+            prompt_tokens=torch.tensor([token for window in windows for token in window.context]),
+            prompt_lengths=torch.tensor([len(window.context) for window in windows]),
+            response_tokens=scored,
+            response_lengths=torch.tensor([len(window.scored) for window in windows]),
+            group=torch.arange(len(windows)),
+            mask=torch.ones_like(scored, dtype=torch.bool),
+            sampler_log_probs=torch.zeros(len(scored)),
+            finished=torch.zeros(len(windows), dtype=torch.bool),
+        )
+        return cls(rollout, torch.tensor([window.cluster for window in windows]), first)
+
+    def start(self, tokens: int) -> Part:
+        """Take its first responses, as many as have at most that many tokens together; one at least."""
+        ends = self.rollout.response_lengths.cumsum(0)
+        count = max(1, int((ends <= tokens).sum()))
+        chosen = torch.arange(count, device=ends.device)
+        return replace(self, rollout=self.rollout.select(chosen), clusters=self.clusters[:count])
+
+    @torch.no_grad()
+    def hidden(self, model: PreTrainedModel) -> Float[Tensor, "N H"]:
+        """Hidden states that predict the scored tokens, all sequences at once."""
+        rollout = self.rollout.to(model.device)
+        tokens, lengths = rollout.sequences()
+        with evaluating(model):
+            return hidden_states(model, tokens, lengths)[rollout.predicting()]
+
+    @torch.no_grad()
+    def hidden_one_by_one(self, model: PreTrainedModel) -> Float[Tensor, "N H"]:
+        """The same, a sequence at a time: other shapes, so other rounding."""
+        count = len(self.rollout.group)
+        device = self.rollout.group.device
+        single = [self.rollout.select(torch.tensor([i], device=device)) for i in range(count)]
+        return torch.cat([replace(self, rollout=rollout).hidden(model) for rollout in single])
+
+    @torch.no_grad()
+    def scored(
+        self,
+        policy: tuple[Float[Tensor, "N H"], Head],
+        reference: tuple[Float[Tensor, "N K"], Head],
+        *,
+        temperature: float,
+        backend: str,
+    ) -> TokenTable:
+        """Compare the two distributions of every scored token, over the whole vocabulary."""
+        hidden, head = policy
+        found = score(
+            hidden,
+            head,
+            self.rollout.response_tokens.to(hidden.device),
+            anchors={"reference": reference},
+            want=WANT,
+            temperature=temperature,
+            backend=backend,
+        )
+        found = {name: values.cpu() for name, values in found.items()}
+        lengths = self.rollout.response_lengths.cpu()
+        starts = lengths.cumsum(0) - lengths
+        row = torch.repeat_interleave(lengths)
+        return TokenTable(
+            cluster=self.clusters.cpu()[row],
+            response=self.first + row,
+            position=torch.arange(len(row)) - starts[row],
+            token=self.rollout.response_tokens.cpu(),
+            policy_log_prob=found["log_prob"],
+            reference_log_prob=found["reference.log_prob"],
+            reverse_kl=found["reference.reverse_kl"],
+            forward_kl=found["reference.forward_kl"],
+            policy_entropy=found["entropy"],
+            reference_entropy=found["reference.entropy"],
+            policy_top=found["top_token"],
+            reference_top=found["reference.top_token"],
+        )

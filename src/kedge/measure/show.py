@@ -1,0 +1,111 @@
+"""A comparison on the screen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kedge.measure.result import Answer, Comparison
+from kedge.statistics import Estimate
+
+_LINES = (
+    ("reverse_kl_per_response", "KL(policy‖reference), nats/response"),
+    ("forward_kl_per_response", "KL(reference‖policy), nats/response"),
+    ("k1_per_response", "  k1, sampled"),
+    ("k3_per_response", "  k3, sampled"),
+    ("reverse_kl", "KL(policy‖reference), nats/token"),
+    ("forward_kl", "KL(reference‖policy), nats/token"),
+    ("same_top_token", "same top token, %"),
+    ("probability_change", "change of the token's probability, %"),
+    ("probability_change_rms", "  its root mean square, %"),
+    ("policy_perplexity", "perplexity of the policy"),
+    ("reference_perplexity", "perplexity of the reference"),
+    ("perplexity_ratio", "  their ratio"),
+    ("policy_entropy", "entropy of the policy, nats/token"),
+    ("reference_entropy", "entropy of the reference, nats/token"),
+)
+_COLUMNS = ("median", "p90", "p95", "p99", "p99.9", "max")
+
+
+def show(comparison: Comparison, console: Console | None = None) -> None:
+    """Print what was found: for each question its figures with intervals, quantiles, the noise floor.
+
+    Args:
+        comparison: what was found.
+        console: where to print; standard output when left out.
+    """
+    console = console or Console()
+    for answer in comparison.answers.values():
+        for part in _parts(answer, float(comparison.settings["confidence"])):
+            console.print(part)
+    for note in comparison.notes:
+        console.print(Text(f"note: {note}"))
+
+
+def _parts(answer: Answer, confidence: float) -> Iterator[Text | Table]:
+    partial = "PARTIAL: " if answer.partial else ""
+    counts = ", ".join(f"{count:,} {name}" for name, count in answer.counts.items())
+    yield Text(f"\n{partial}{answer.question.title}: {counts}", style="bold")
+    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for title in ("", "value", "± s.e.", f"{confidence:.0%} interval"):
+        table.add_column(title, justify="right" if title else "left", no_wrap=True)
+    for name, title in _LINES:
+        estimate = answer.figures.estimates.get(name)
+        if estimate is not None:
+            table.add_row(*map(Text, (title, *_cells(estimate, 100.0 if title.endswith("%") else 1.0))))
+    table.add_row("correlation of log-probabilities", _number(answer.figures.correlation), "", "")
+    yield table
+    yield _quantiles(answer)
+    yield Text(_floor(answer))
+    yield Text(_needed(answer))
+
+
+def _quantiles(answer: Answer) -> Table:
+    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table.add_column("per-token KL, nats", no_wrap=True)
+    for column in _COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, title in (("reverse_kl", "KL(policy‖reference)"), ("forward_kl", "KL(reference‖policy)")):
+        found = answer.figures.distribution[name]
+        table.add_row(title, *(_number(found[column], 3) for column in _COLUMNS))
+    return table
+
+
+def _floor(answer: Answer) -> str:
+    floors = ", ".join(
+        f"{side} {floor.mean:.1e} (largest {floor.largest:.1e})" for side, floor in answer.floor.items()
+    )
+    return f"noise floor (a model against itself, nats/token): {floors}"
+
+
+def _needed(answer: Answer) -> str:
+    needed, word = answer.figures.needed, answer.question.cluster
+    if needed.clusters is None:
+        return f"one {word} has no interval: give more"
+    wanted = f"for an interval of ± {needed.half_width:.2g}: {needed.clusters:,} {word}s"
+    if answer.question.sampled_from is None:
+        return wanted
+    wanted += " with as many responses each"
+    if needed.samples_per_cluster is None:
+        return f"{wanted}; more responses to these {word}s alone cannot reach it"
+    return f"{wanted}, or {needed.samples_per_cluster:,} responses to each of these"
+
+
+def _cells(estimate: Estimate, scale: float) -> tuple[str, str, str]:
+    low, high = _number(scale * estimate.low, 3), _number(scale * estimate.high, 3)
+    bounds = f"{low} … {high}" if not math.isnan(estimate.low) else "–"
+    return _number(scale * estimate.value), _number(scale * estimate.standard_error, 2), bounds
+
+
+def _number(value: float, digits: int = 4) -> str:
+    """So many significant digits.
+
+    >>> _number(0.012345), _number(12.0), _number(1.52e-9, 2), _number(float("nan"))
+    ('0.01235', '12', '1.5e-09', '–')
+    """
+    return "–" if math.isnan(value) else f"{value:.{digits}g}"
