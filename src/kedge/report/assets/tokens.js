@@ -63,25 +63,29 @@ Kedge.tokens = (() => {
       span.focus();
     }
 
+    // The tip is one for the page: it is touched only by the part of the page that it speaks of.
+    function hover(span) {
+      if (span === hovered) return;
+      hovered = span;
+      update();
+    }
+
     root.addEventListener("pointerover", (event) => {
-      if (event.pointerType === "touch") return;
-      hovered = token(event);
-      update();
+      if (event.pointerType !== "touch") hover(token(event));
     });
-    root.addEventListener("pointerleave", () => {
-      hovered = null;
-      update();
-    });
+    root.addEventListener("pointerleave", () => hover(null));
     root.addEventListener("click", (event) => {
       if (token(event)) focus(token(event));
     });
     root.addEventListener("focusin", (event) => {
       focused = token(event);
-      if (focused) focused.setAttribute("aria-describedby", tip.id);
+      if (!focused) return;
+      focused.setAttribute("aria-describedby", tip.id);
       update();
     });
     root.addEventListener("focusout", () => {
-      if (focused) focused.removeAttribute("aria-describedby");
+      if (!focused) return;
+      focused.removeAttribute("aria-describedby");
       focused = null;
       update();
     });
@@ -103,8 +107,9 @@ Kedge.tokens = (() => {
     addEventListener(
       "scroll",
       () => {
+        if (!hovered && !focused) return;
         hovered = null;
-        if (focused || tip.isConnected) update();
+        update();
       },
       { passive: true, capture: true },
     );
