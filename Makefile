@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The CPU build of torch, so that nothing draws gigabytes of CUDA packages; README says how to install for a GPU.
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: demo test lint acceptance bench-head bench-step study-modes clean
+.PHONY: demo test lint acceptance bench-head bench-step bench-measure study-modes clean
 
 $(BIN)/.made: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,9 @@ bench-step: $(BENCH_VENV)/bin/.made  ## a whole GRPO step beside TRL's; exit sta
 
 study-modes: $(BIN)/.made  ## forward and reverse KL fitted to two peaks; figure and table
 	$(BIN)/python -m studies.modes $(ARGS)
+
+bench-measure: $(VENV)/bin/.made  ## kedge measure beside its parts and the straightforward script; exit status 1 where a goal falls short
+	$(VENV)/bin/python -m benchmarks.measure $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(PEERS_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

@@ -133,3 +133,10 @@ def test_an_untied_head_is_its_own_weight():
     model = build_model(32, hidden_size=8, layers=1, heads=2, context=16, seed=0, tie=False)
     assert head_of(model).weight is model.lm_head.weight
     assert head_of(model).weight is not model.get_input_embeddings().weight
+
+
+def test_a_quantised_head_is_refused() -> None:
+    model = build_model(32, hidden_size=8, layers=1, heads=2, context=16, seed=0, tie=False)
+    model.lm_head.weight = torch.nn.Parameter(torch.zeros(32, 8, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(UserError, match=r"output head of LlamaForCausalLM is quantised \(torch.int8\)"):
+        head_of(model)

@@ -39,7 +39,7 @@ COMPILING_PAYS = 10**10
 """Logits from which fusing the element-wise work saves minutes on a CPU; compiling takes some ten seconds."""
 
 
-def fastest_backend(logits: float, device: torch.device) -> str:
+def fastest_backend(logits: float | int, device: torch.device) -> str:
     """Choose by the work ahead: the same work on the same machine chooses the same again.
 
     Args:

@@ -7,11 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedge.errors import UserError
-from kedge.head.backend import fastest_backend
+from kedge.head.backend import chosen_runner, fastest_backend
 from kedge.measure.answer import answer
 from kedge.measure.config import MeasureConfig
 from kedge.measure.files import require_parquet, write
@@ -148,6 +147,10 @@ def _works(models: Models, config: MeasureConfig, prompts: Given | None, texts: 
 def _backend(models: Models, config: MeasureConfig, works: list[Work]) -> str:
     """Choose how the head is run, by the logits ahead; the same for both ways of keeping models."""
     if config.backend is not None:
+        try:
+            chosen_runner(config.backend, models.device)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         return config.backend
     sampled = config.responses * config.max_new_tokens
     tokens = sum(
@@ -156,7 +159,7 @@ def _backend(models: Models, config: MeasureConfig, works: list[Work]) -> str:
         else sum(len(window.scored) for window in work.windows)
         for work in works
     )
-    return fastest_backend(2 * tokens * models.vocabulary, torch.device(models.device))
+    return fastest_backend(2 * tokens * models.vocabulary, models.device)
 
 
 def _notes(works: list[Work], models: Models) -> list[str]:

@@ -62,6 +62,10 @@ class MeasureConfig:
         for name in ("responses", "max_new_tokens", "batch", "resamples"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)} must be at least 1")
+        if self.count is not None and self.count < 1:
+            raise UserError(f"count = {self.count} must be at least 1, or left out")
+        if self.most < 0:
+            raise UserError(f"most = {self.most} must not be negative")
         if not 0 < self.temperature < float("inf"):
             raise UserError(
                 f"temperature = {self.temperature} must be above 0: a KL along greedy responses estimates nothing"

@@ -53,10 +53,10 @@ class Part:
         )
         return cls(rollout, torch.tensor([window.cluster for window in windows]), first)
 
-    def start(self, tokens: int) -> Part:
-        """Take its first responses, as many as have at most that many tokens together; one at least."""
+    def start(self, tokens: int, sequences: int) -> Part:
+        """Take its first responses, as many as have at most so many tokens together; one at least."""
         ends = self.rollout.response_lengths.cumsum(0)
-        count = max(1, int((ends <= tokens).sum()))
+        count = max(1, min(sequences, int((ends <= tokens).sum())))
         chosen = torch.arange(count, device=ends.device)
         return replace(self, rollout=self.rollout.select(chosen), clusters=self.clusters[:count])
 

@@ -51,7 +51,11 @@ class Pieces:
             if text.endswith(UNFINISHED) and end - done < _MOST_OPEN and end < len(tokens):
                 pieces.append("")
                 continue
-            pieces.append(text[len(before) :])
+            added = text[len(before) :]
+            if end - done > 1:  # bytes that never became a character belong to the tokens before
+                pieces[-1] = added[: len(added) - len(added.lstrip(UNFINISHED))]
+                added = added.lstrip(UNFINISHED)
+            pieces.append(added)
             start, done = done, end
         return pieces
 

@@ -21,8 +21,8 @@ from kedge.rollout import SamplingConfig, generate
 from kedge.runs.interrupt import Interrupt
 from kedge.runs.seeds import generator
 
-FLOOR_TOKENS = 512
-"""The noise floor is looked at on the first so many scored tokens of a question."""
+FLOOR_TOKENS, FLOOR_SEQUENCES = 512, 8
+"""The noise floor is looked at on the first so many scored tokens of a question, in at most so many sequences."""
 
 
 @dataclass
@@ -157,7 +157,7 @@ class Pipeline:
         model = self._models.take(side)
         hidden = part.hidden(model)
         if index == 0:
-            start = part.start(FLOOR_TOKENS)
+            start = part.start(FLOOR_TOKENS, FLOOR_SEQUENCES)
             again = start.hidden_one_by_one(model)
             head = self._models.heads[side]
             table = start.scored(

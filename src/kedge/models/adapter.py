@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import torch
@@ -71,5 +72,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path, dtype: torch.dtype | Non
         raise UserError(
             f"adapter {str(folder)!r}: {CONFIG} without adapter_model.safetensors: save it with safe_serialization"
         )
-    merged: PreTrainedModel = peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft's use of names that transformers renames
+        merged: PreTrainedModel = peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     return merged if dtype is None else merged.to(dtype)

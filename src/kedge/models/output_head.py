@@ -28,7 +28,7 @@ def head_of(model: PreTrainedModel, vocabulary: int | None = None) -> Head:
         vocabulary: number of rows that stand for tokens (``usable_vocabulary``), all if not given.
 
     Raises:
-        UserError: the model has no output embeddings; more tokens than rows.
+        UserError: the model has no output embeddings, or quantised ones; more tokens than rows.
 
     >>> from kedge.models import build_model
     >>> model = build_model(32, architecture="gemma2", hidden_size=8, layers=1, heads=2, context=16, seed=0)
@@ -44,6 +44,11 @@ def head_of(model: PreTrainedModel, vocabulary: int | None = None) -> Head:
     if vocabulary is not None and not 0 < vocabulary <= weight.shape[0]:
         raise UserError(
             f"vocabulary = {vocabulary}, but the head of {type(model).__name__} has {weight.shape[0]} rows"
+        )
+    if not weight.is_floating_point():
+        raise UserError(
+            f"the output head of {type(model).__name__} is quantised ({weight.dtype}): leave it out of the "
+            "quantisation (formats call it lm_head, in modules_to_not_convert or the like)"
         )
     config = model.config.get_text_config(decoder=True)
     return Head(
