@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,8 +14,8 @@ import pytest
 from kedge.errors import RunError, UserError
 from kedge.report import document, page, read_runs, write_report
 from kedge.runs import RunDirectory
+from tests.report.browser import CHROMIUM, OPTIONS
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 HOSTILE = [
     "</script><script>document.documentElement.dataset.owned='1'</script>",
     "<img src=x onerror=\"document.documentElement.dataset.owned='1'\">",
@@ -73,8 +72,7 @@ def hostile_run(path: Path) -> Path:
 def rendered(html: Path) -> str:
     """The document after its scripts have run, as headless Chromium writes it."""
     assert CHROMIUM is not None
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
-    options += ["--disable-background-networking", "--disable-component-update", "--virtual-time-budget=2000"]
+    options = [*OPTIONS, "--virtual-time-budget=2000"]
     with tempfile.TemporaryDirectory() as profile:
         arguments = [CHROMIUM, *options, f"--user-data-dir={profile}", "--dump-dom", html.as_uri()]
         done = subprocess.run(arguments, capture_output=True, timeout=120, check=True)
