@@ -18,7 +18,7 @@ LEVELS = [
     {"models", "runs"},
     {"rollout", "data", "rewards", "tasks", "recipes"},
     {"certify", "training", "measure", "report"},
-    {"api", "cli", "__main__"},
+    {"api", "cli", "__main__", "integrations"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 SIDEWAYS = {("cli", "api"), ("__main__", "cli")}

@@ -65,7 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser(
         "report", help="write one page about runs", description="Write one self-contained page."
     )
-    report.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, or a folder of stages")
+    report.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="a run directory, a folder of stages, or what `kedge measure` wrote",
+    )
     report.add_argument(
         "--out", help="the page; report.html in the run, or in the folder of several, when left out"
     )
@@ -179,11 +184,13 @@ def _measure(options: argparse.Namespace) -> int:
     _quiet_libraries()
     from kedge.measure import compare, show
     from kedge.measure.progress import progress_for
+    from kedge.report import write_audit_page
 
     found = compare(
         policy, reference, prompts=prompts, texts=texts, out=folder, progress=progress_for(), **settings
     )
     show(found)
+    write_audit_page(folder)
     print(f"written: {folder}")  # noqa: T201
     if found.partial:
         return 130
@@ -229,13 +236,27 @@ def _quiet_libraries() -> None:
 
 def _report(options: argparse.Namespace) -> int:
     from kedge.report import print_comparison, write_report
+    from kedge.runs.audit import SUMMARY
 
     runs = [Path(run) for run in options.runs]
+    if (runs[0] / SUMMARY).is_file():
+        return _report_audit(runs, options.out)
     shared = runs[0] if len(runs) == 1 else Path(os.path.commonpath([run.resolve().parent for run in runs]))
     out = Path(options.out) if options.out else shared / "report.html"
     path = write_report(runs, out)
     print_comparison(runs)
     print(f"report: {path}")  # noqa: T201
+    return 0
+
+
+def _report_audit(folders: Sequence[Path], out: str | None) -> int:
+    from kedge.report import write_audit_page
+
+    if len(folders) > 1 or out:
+        raise UserError(
+            f"{folders[0]} holds a measurement: its page goes into it, so give one folder, and no --out"
+        )
+    print(f"report: {write_audit_page(folders[0])}")  # noqa: T201
     return 0
 
 

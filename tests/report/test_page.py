@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from kedge.errors import RunError, UserError
-from kedge.report import page, read_runs, write_report
+from kedge.report import document, page, read_runs, write_report
 from kedge.runs import RunDirectory
+from tests.report.browser import CHROMIUM, OPTIONS
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 HOSTILE = [
     "</script><script>document.documentElement.dataset.owned='1'</script>",
     "<img src=x onerror=\"document.documentElement.dataset.owned='1'\">",
@@ -73,8 +72,7 @@ def hostile_run(path: Path) -> Path:
 def rendered(html: Path) -> str:
     """The document after its scripts have run, as headless Chromium writes it."""
     assert CHROMIUM is not None
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
-    options += ["--disable-background-networking", "--disable-component-update", "--virtual-time-budget=2000"]
+    options = [*OPTIONS, "--virtual-time-budget=2000"]
     with tempfile.TemporaryDirectory() as profile:
         arguments = [CHROMIUM, *options, f"--user-data-dir={profile}", "--dump-dom", html.as_uri()]
         done = subprocess.run(arguments, capture_output=True, timeout=120, check=True)
@@ -97,13 +95,13 @@ def test_the_page_loads_nothing_from_outside(demo: Path, tmp_path: Path) -> None
         attributes["content"] for _, attributes in Elements(html).found if "http-equiv" in attributes
     )
     assert str(policy).startswith("default-src 'none'; ")
-    assert html.count("<script") == len(page._SCRIPTS) + 1
+    assert html.count("<script") == len(page.SCRIPTS) + 1
 
 
 def test_own_scripts_ask_for_nothing() -> None:
-    for name in page._SCRIPTS:
+    for name in page.SCRIPTS:
         assert not re.search(
-            r"\bfetch\(|XMLHttpRequest|WebSocket|import\(|\beval\(|innerHTML", page._asset(name)
+            r"\bfetch\(|XMLHttpRequest|WebSocket|import\(|\beval\(|innerHTML", document.asset(name)
         ), name
 
 
@@ -115,7 +113,7 @@ def test_hostile_text_runs_nothing_and_is_shown(tmp_path: Path) -> None:
     assert "data-owned" not in elements.found[0][1]
     tags = [tag for tag, _ in elements.found]
     assert "img" not in tags
-    assert tags.count("script") == len(page._SCRIPTS) + 1
+    assert tags.count("script") == len(page.SCRIPTS) + 1
     assert "canvas" in tags
     shown = [attributes["data-token"] for tag, attributes in elements.found if "data-token" in attributes]
     assert shown[: len(HOSTILE)][:5] == HOSTILE[:5]
@@ -149,9 +147,9 @@ def test_the_policy_names_the_scripts_as_they_stand(one_run: Callable[..., Path]
     html = write_report([one_run()], tmp_path / "out.html").read_text()
     policy = next(a["content"] or "" for tag, a in Elements(html).found if a.get("http-equiv"))
     scripts = [text for text in Elements(html).scripts if not text.startswith("{")]
-    assert len(scripts) == len(page._SCRIPTS)
+    assert len(scripts) == len(page.SCRIPTS)
     for text in scripts:
-        assert page._digest(text) in policy
+        assert document.digest(text) in policy
     assert "unsafe" not in policy
 
 

@@ -2,10 +2,10 @@
 
 from kedge.measure.compare import compare
 from kedge.measure.config import MeasureConfig
-from kedge.measure.files import SUMMARY, TOKENS, read_summary
 from kedge.measure.result import Answer, Comparison, Floor
 from kedge.measure.show import show
 from kedge.measure.table import TokenTable
+from kedge.runs.audit import SUMMARY, TOKENS, read_summary
 
 __all__ = [
     "SUMMARY",

@@ -10,16 +10,15 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedge.errors import UserError
-from kedge.head.backend import chosen_runner, fastest_backend
 from kedge.measure.answer import answer
 from kedge.measure.config import MeasureConfig
 from kedge.measure.files import require_parquet, write
-from kedge.measure.inputs import Given, load_prompts, load_texts
+from kedge.measure.inputs import Given
 from kedge.measure.models import Models, Source
 from kedge.measure.pieces import Pieces
 from kedge.measure.pipeline import Pipeline, Work
+from kedge.measure.plan import backend_for, plan
 from kedge.measure.progress import Progress, Silent
-from kedge.measure.questions import POLICY_RESPONSES, REFERENCE_RESPONSES, TEXTS
 from kedge.measure.result import Comparison
 from kedge.runs import environment
 from kedge.runs.interrupt import Interrupt, Interrupted
@@ -92,11 +91,11 @@ def compare(
         low_memory=config.low_memory,
         trust_remote_code=trust_remote_code,
     )
-    works = _works(models, config, prompts, texts)
+    works = plan(models, config, prompts, texts)
     progress = progress or Silent()
     with Interrupt() as interrupt:
         try:
-            Pipeline(models, config, _backend(models, config, works), progress, interrupt).run(works)
+            Pipeline(models, config, backend_for(models, config, works), progress, interrupt).run(works)
         finally:
             progress.close()
     scored = [work for work in works if work.tables]
@@ -128,38 +127,6 @@ def _device(config: MeasureConfig, *sources: Source) -> str:
             if isinstance(source, PreTrainedModel):
                 return str(source.device)
     return config.device
-
-
-def _works(models: Models, config: MeasureConfig, prompts: Given | None, texts: Given | None) -> list[Work]:
-    """Read the data of every question that is asked."""
-    works = []
-    if prompts is not None:
-        windows = load_prompts(prompts, models.tokenizer, config, models.context)
-        if config.sample_from in ("policy", "both"):
-            works.append(Work(POLICY_RESPONSES, windows))
-        if config.sample_from in ("reference", "both"):
-            works.append(Work(REFERENCE_RESPONSES, windows))
-    if texts is not None:
-        works.append(Work(TEXTS, load_texts(texts, models.tokenizer, config, models.context)))
-    return works
-
-
-def _backend(models: Models, config: MeasureConfig, works: list[Work]) -> str:
-    """Choose how the head is run, by the logits ahead; the same for both ways of keeping models."""
-    if config.backend is not None:
-        try:
-            chosen_runner(config.backend, models.device)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        return config.backend
-    sampled = config.responses * config.max_new_tokens
-    tokens = sum(
-        len(work.windows) * sampled
-        if work.question.sampled_from
-        else sum(len(window.scored) for window in work.windows)
-        for work in works
-    )
-    return fastest_backend(2 * tokens * models.vocabulary, models.device)
 
 
 def _notes(works: list[Work], models: Models) -> list[str]:

@@ -8,11 +8,9 @@ from typing import Any
 
 from kedge.errors import UserError
 from kedge.measure.questions import QUESTIONS
-from kedge.measure.result import FORMAT, Comparison
+from kedge.measure.result import Comparison
 from kedge.runs import atomic_directory
-
-SUMMARY = "measure.json"
-TOKENS = "tokens.parquet"
+from kedge.runs.audit import SUMMARY, TOKENS
 
 
 def require_parquet() -> None:
@@ -41,24 +39,6 @@ def write(comparison: Comparison, directory: Path) -> None:
         text = json.dumps(comparison.summary(), ensure_ascii=False, indent=1, allow_nan=False)
         (folder / SUMMARY).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         _write_tokens(comparison, folder / TOKENS)
-
-
-def read_summary(directory: str | Path) -> dict[str, Any]:
-    """Read ``measure.json``.
-
-    Raises:
-        UserError: there is none, it is damaged, or another version wrote it.
-    """
-    path = Path(directory) / SUMMARY
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); measure again") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise UserError(f"{path}: not of the format {FORMAT}; measure again with this version")
-    return found
 
 
 def _write_tokens(comparison: Comparison, path: Path) -> None:

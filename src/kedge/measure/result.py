@@ -10,9 +10,7 @@ from typing import Any
 from kedge.measure.figures import Figures
 from kedge.measure.questions import QUESTIONS, Question
 from kedge.measure.table import TokenTable
-
-FORMAT = "kedge-measure/1"
-"""Of ``measure.json``; the number grows when a key changes its meaning."""
+from kedge.runs.audit import FORMAT
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 "use strict";
 // Charts over steps: one uPlot each, with a shared cursor and a shared zoom.
 Kedge.charts = (() => {
-  const { figure, tick, node } = Kedge.format;
+  const { figure, node } = Kedge.format;
+  const { axes, padded, paddedLog } = Kedge.axes;
   const state = Kedge.state;
   const LABELS = { solid: "training", points: "held out", dash: "budget" };
 
@@ -89,27 +90,6 @@ Kedge.charts = (() => {
     };
   }
 
-  function axes(log) {
-    const base = {
-      stroke: state.css("--muted"),
-      grid: { stroke: state.css("--grid"), width: 1 },
-      ticks: { show: false },
-      font: "11px " + state.css("--sans"),
-    };
-    const left = { ...base, grid: { ...base.grid }, size: 46, gap: 4, space: 34, values: (u, splits) => splits.map(tick) };
-    if (log) left.filter = left.grid.filter = logarithmicTicks;
-    return [{ ...base, size: 24, gap: 4, space: 60, values: (u, splits) => splits.map(tick) }, left];
-  }
-
-  // Over a few decades 1, 2 and 5 times each power of ten; over more, the powers alone.
-  function logarithmicTicks(u, splits) {
-    const wide = u.scales.y.max / u.scales.y.min > 300;
-    return splits.map((value) => {
-      const digit = Math.round(value / 10 ** Math.floor(Math.log10(value) + 1e-9));
-      return digit === 1 || (!wide && (digit === 2 || digit === 5)) ? value : null;
-    });
-  }
-
   // A linear axis: room above, down to zero where that is near; standard errors fit in.
   const linear = (lines) => (u, low, high) => {
     const ends = lines
@@ -117,27 +97,8 @@ Kedge.charts = (() => {
       .flatMap((line) =>
         line.y.flatMap((y, i) => (y === null || !within(u, line.x[i]) ? [] : [y - line.error[i], y + line.error[i]])),
       );
-    return low === null ? [0, 1] : padded(u, Math.min(low, ...ends), Math.max(high, ...ends));
+    return low === null ? [0, 1] : padded(Math.min(low, ...ends), Math.max(high, ...ends));
   };
-
-  function padded(u, low, high) {
-    const room = high - low || Math.abs(high) || 1;
-    const bottom = low >= 0 && low - 0.5 * room <= 0 ? 0 : low - 0.07 * room;
-    return [bottom, high + 0.07 * room];
-  }
-
-  // Logarithmic axes begin and end at 1, 2 or 5 times a power of ten, less than four powers apart.
-  function paddedLog(u, low, high) {
-    if (low === null) return [0.1, 1];
-    const round = (value, up) => {
-      const power = 10 ** Math.floor(Math.log10(value));
-      const steps = [1, 2, 5, 10].map((step) => step * power);
-      return up ? steps.find((step) => step >= value * 0.999) : steps.findLast((step) => step <= value * 1.001);
-    };
-    const bottom = round(low / 1.1, false);
-    const top = Math.max(round(high * 1.1, true), bottom * 2);
-    return [Math.max(bottom, top / 5000), top];
-  }
 
   // The value of a line at a step: the last one at or before it, none after the line's end.
   function at(line, step) {
@@ -246,7 +207,7 @@ Kedge.charts = (() => {
         },
         scales: {
           x: { time: false, range: () => state.zoom[group] || full },
-          y: log ? { distr: 3, range: paddedLog } : { range: linear(lines) },
+          y: log ? { distr: 3, range: (u, low, high) => paddedLog(low, high) } : { range: linear(lines) },
         },
         axes: axes(log),
         series: [{}, ...lines.map(series)],
@@ -306,5 +267,5 @@ Kedge.charts = (() => {
     return element;
   }
 
-  return { section, legendEntry: entry, axes, zoom };
+  return { section, legendEntry: entry, zoom };
 })();

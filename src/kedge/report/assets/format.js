@@ -14,6 +14,14 @@ Kedge.format = (() => {
     return size >= 100 ? value.toFixed(1) : size >= 10 ? value.toFixed(2) : value.toFixed(3);
   }
 
+  // With so many decimals, as the tables are written (numbers.py).
+  function fixed(value, decimals) {
+    const size = Math.abs(value);
+    if (size >= 1000) return size < 1e9 ? Math.round(value).toLocaleString("en") : value.toExponential(2);
+    if (size >= 0.5 * 10 ** -decimals) return value.toFixed(decimals);
+    return value.toExponential(1).replace(/e([+-])(\d)$/, "e$10$2");
+  }
+
   function tick(value) {
     if (value === null || value === undefined) return "";
     const size = Math.abs(value);
@@ -67,5 +75,5 @@ Kedge.format = (() => {
     return element;
   }
 
-  return { figure, tick, write, quoted, node };
+  return { figure, fixed, tick, write, quoted, node };
 })();

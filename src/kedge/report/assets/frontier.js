@@ -1,7 +1,7 @@
 "use strict";
 // Rewards against distance: each run's way through the plane, evaluation by evaluation.
 Kedge.frontier = (() => {
-  const { figure, tick, node } = Kedge.format;
+  const { figure, node } = Kedge.format;
   const state = Kedge.state;
 
   function create(chart) {
@@ -47,7 +47,7 @@ Kedge.frontier = (() => {
           x: { time: false, range: () => [0, Math.max(1e-6, ...x) * 1.06] },
           y: { range: () => [low - (low < 0 ? 0.07 : 0) * (high - low), high + 0.07 * (high - low)] },
         },
-        axes: Kedge.charts.axes(false),
+        axes: Kedge.axes.axes(false),
         series: [null, ...chart.lines.map((line) => ({ stroke: state.colour(line.run), paths: path(line) }))],
       };
     }

@@ -2,20 +2,12 @@
 // Responses before and after, token by token.
 Kedge.samples = (() => {
   const { figure, write, quoted, node } = Kedge.format;
+  const { list, shade, scaleBar, explain } = Kedge.tokens;
   const state = Kedge.state;
   const FIRST = 4;
-  const tip = node("div", "tip");
-
-  // Full colour at the scale's end; the root makes small drifts visible.
-  const opacity = (kl, scale) => 0.85 * Math.sqrt(Math.min(1, Math.max(0, kl) / scale));
-
-  const shade = (kl, scale) => `rgba(${state.css("--kl")}, ${opacity(kl, scale).toFixed(3)})`;
 
   function tokens(cell, scale) {
-    const element = node("div", "tokens");
-    element.dir = "auto";
-    const fragment = document.createDocumentFragment();
-    cell.tokens.forEach((text, index) => {
+    const parts = cell.tokens.flatMap((text, index) => {
       const span = node("span");
       write(span, text);
       const kl = cell.kl[index];
@@ -24,11 +16,19 @@ Kedge.samples = (() => {
         span.dataset.kl = kl;
       }
       span.dataset.token = text;
-      fragment.append(cell.gaps[index], span);
+      return [cell.gaps[index], span];
     });
-    element.append(fragment);
+    const element = list(parts);
     if (cell.more) element.append(node("em", "", ` + ${cell.more} tokens`));
     return element;
+  }
+
+  function describe(span) {
+    const found = [node("code", "", quoted(span.dataset.token))];
+    if (span.dataset.kl !== undefined) {
+      found.push("  ", figure(span.dataset.kl * state.factor("nats")) + " " + state.unit);
+    }
+    return found;
   }
 
   function foot(cell) {
@@ -78,20 +78,6 @@ Kedge.samples = (() => {
     return element;
   }
 
-  function scaleBar(scale) {
-    const element = node("div", "scale");
-    const bar = node("span");
-    const count = 14;
-    for (let i = 0; i < count; i++) {
-      const step = node("i");
-      step.style.backgroundColor = shade((scale * i) / (count - 1), scale);
-      bar.append(step);
-    }
-    const end = figure(scale * state.factor("nats")).replace(/\.?0+$/, "");
-    element.append("KL of a token  0", bar, `${end} ${state.unit}`);
-    return element;
-  }
-
   function section(table) {
     const element = node("section");
     let all = false;
@@ -117,30 +103,8 @@ Kedge.samples = (() => {
     state.listen((change) => {
       if (change !== "zoom") build();
     });
-    element.addEventListener("pointerover", show);
-    element.addEventListener("pointerleave", hide);
-    addEventListener("scroll", hide, { passive: true });
+    explain(element, describe);
     return element;
-  }
-
-  function show(event) {
-    const span = event.target.closest(".tokens > span");
-    if (!span) return hide();
-    const code = node("code", "", quoted(span.dataset.token));
-    tip.replaceChildren(code);
-    if (span.dataset.kl !== undefined) {
-      tip.append("  ", figure(span.dataset.kl * state.factor("nats")) + " " + state.unit);
-    }
-    document.body.append(tip);
-    const box = span.getBoundingClientRect();
-    const left = Math.min(box.left, innerWidth - tip.offsetWidth - 8);
-    const above = box.top - tip.offsetHeight - 6;
-    tip.style.left = Math.max(8, left) + "px";
-    tip.style.top = (above > 0 ? above : box.bottom + 6) + "px";
-  }
-
-  function hide() {
-    tip.remove();
   }
 
   return { section };

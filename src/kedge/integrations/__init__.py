@@ -1,0 +1,1 @@
+"""Parts of Kedge for other libraries' trainers; each module needs the library that it is named after."""
