@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 from kedge.errors import UserError
 from kedge.tasks import lexicon
 from kedge.tasks.english import grammar
-from kedge.tasks.slips import slips
 from kedge.tasks.vocabulary import fixed_tokenizer
 
 if TYPE_CHECKING:
@@ -35,6 +34,8 @@ SPLITS = ("train", "heldout")
 CONTEXT = 96
 JUDGE_SHARPNESS = 10.0
 """How surely the noisy judge tells completions apart: log-odds per unit of gold reward."""
+SALAD_SHARE = 0.3
+"""Of the completions in `preferences` that are word salad."""
 _POLARITY = lexicon.polarities()
 
 
@@ -99,8 +100,8 @@ def examples(split: str, count: int, seed: int) -> list[dict[str, Any]]:
 def preferences(split: str, count: int, seed: int) -> list[dict[str, Any]]:
     """Draw pairs of completions, the chosen one by a noisy judge, for a reward model.
 
-    Both completions come from the grammar, and some are broken (`kedge.tasks.slips`). Which one is chosen is drawn
-    with the probability that `preference` gives; pairs of equal gold reward are left out.
+    Both completions come from the grammar; the words of a `SALAD_SHARE` of them are in random order. Which one is
+    chosen is drawn with the probability that `preference` gives; pairs of equal gold reward are left out.
 
     Args:
         split: "train" or "heldout": independent draws from the same distribution.
@@ -121,7 +122,7 @@ def preferences(split: str, count: int, seed: int) -> list[dict[str, Any]]:
     while len(rows) < count:
         topic = generator.choice(topics)
         prompt = f"topic : {topic}"
-        first, second = (" ".join(slips(grammar(topic).sample(generator), generator)) for _ in range(2))
+        first, second = (_response(topic, generator) for _ in range(2))
         (probability,) = preference([prompt], [first], [second])
         if probability == 0.5:
             continue
@@ -251,6 +252,13 @@ def grammaticality(prompt: str, completion: str) -> float:
     if rules.log_prob(words) > -math.inf:
         return 1.0
     return 0.5 * (rules.viable_words(words) / len(words)) ** 2
+
+
+def _response(topic: str, generator: random.Random) -> str:
+    words = grammar(topic).sample(generator)
+    if generator.random() < SALAD_SHARE:
+        generator.shuffle(words)
+    return " ".join(words)
 
 
 def _topic(prompt: str) -> str:
