@@ -51,7 +51,8 @@ def compare(
         prompts: a file, a dataset's name, or rows (texts or dictionaries); responses to them are sampled.
         texts: the same, with a column ``text``, or chat messages, or prompt and completion.
         tokenizer: of both models; read from the reference's folder when left out.
-        out: a folder for ``measure.json``, ``tokens.parquet`` and ``measure.html``; none is written when left out.
+        out: a folder for ``measure.json`` and ``tokens.parquet``; none is written when left out. ``kedge report``
+            adds the page, ``kedge measure`` does so itself.
         progress: who is told.
         trust_remote_code: let the models' own Python code run.
         settings: those of ``MeasureConfig``.

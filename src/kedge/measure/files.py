@@ -1,4 +1,4 @@
-"""The files of a comparison: ``measure.json``, ``tokens.parquet``, ``measure.html``."""
+"""The files of a comparison: ``measure.json``, ``tokens.parquet``."""
 
 from __future__ import annotations
 
