@@ -77,7 +77,7 @@ Kedge.auditCharts = (() => {
       data: [edges.map((edge) => edge + shift), ...columns],
       options: {
         scales: {
-          x: { time: false, range: [edges[0] + shift, edges[edges.length - 1] + shift] },
+          x: { time: false, range: [Math.floor(edges[0] + shift), Math.ceil(edges[edges.length - 1] + shift)] },
           y: { range: (u, low, high) => [0, Math.max(1e-3, high) * 1.07] },
         },
         axes: [{ ...bottom, incrs: [1, 2, 3], space: 44, values: (u, splits) => splits.map(power) }, left],
