@@ -34,7 +34,7 @@ SPLITS = ("train", "heldout")
 CONTEXT = 96
 JUDGE_SHARPNESS = 10.0
 """How surely the noisy judge tells completions apart: log-odds per unit of gold reward."""
-SALAD_SHARE = 0.3
+SALAD_SHARE = 0.2
 """Of the completions in `preferences` that are word salad."""
 _POLARITY = lexicon.polarities()
 
