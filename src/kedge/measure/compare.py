@@ -24,6 +24,9 @@ from kedge.measure.result import Comparison
 from kedge.runs import environment
 from kedge.runs.interrupt import Interrupt, Interrupted
 
+COMPILING_PAYS = 10**9
+"""Logits from which fusing pays here: every token has all outputs, which take long one by one."""
+
 
 def compare(
     policy: Source,
@@ -159,7 +162,7 @@ def _backend(models: Models, config: MeasureConfig, works: list[Work]) -> str:
         else sum(len(window.scored) for window in work.windows)
         for work in works
     )
-    return fastest_backend(2 * tokens * models.vocabulary, models.device)
+    return fastest_backend(2 * tokens * models.vocabulary, models.device, COMPILING_PAYS)
 
 
 def _notes(works: list[Work], models: Models) -> list[str]:
