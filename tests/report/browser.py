@@ -95,17 +95,21 @@ class Browser:
     def open(self, file: Path) -> None:
         """Load a file and let its scripts run."""
         self.send("Page.navigate", url=file.as_uri())
-        for _ in range(200):
-            if self.run("document.readyState === 'complete' && location.protocol === 'file:'"):
-                return
-            time.sleep(0.05)
-        raise TimeoutError(f"{file} was not loaded")
+        self.until("document.readyState === 'complete' && location.protocol === 'file:'")
 
     def run(self, expression: str) -> Any:
-        """Evaluate JavaScript in the page."""
-        found = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
+        """Evaluate JavaScript in the page; a promise is waited for."""
+        found = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
+
+    def until(self, expression: str) -> None:
+        """Wait for something to become true."""
+        for _ in range(200):
+            if self.run(expression):
+                return
+            time.sleep(0.05)
+        raise TimeoutError(expression)
 
     def hover(self, selector: str) -> None:
         """Move the mouse onto an element."""
@@ -123,7 +127,6 @@ class Browser:
         self.send("Emulation.setTouchEmulationEnabled", enabled=True)
         self.send("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
         self.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
-        time.sleep(0.2)  # the click comes when it is no double tap
 
     def press(self, key: str, code: int) -> None:
         """Press a key."""
@@ -149,7 +152,9 @@ class Browser:
     def _middle(self, selector: str) -> tuple[float, float]:
         quoted = json.dumps(selector)
         box = self.run(
-            f"(() => {{ const e = document.querySelector({quoted}); e.scrollIntoView({{block: 'center'}});"
+            f"(async () => {{ const e = document.querySelector({quoted}); e.scrollIntoView({{block: 'center'}});"
+            " const frame = () => new Promise((done) => requestAnimationFrame(done));"
+            " await frame(); await frame();"  # what scrolling tells the page comes with the next frame
             " const b = e.getClientRects()[0]; return [b.left + b.width / 2, b.top + b.height / 2]; })()"
         )
         return float(box[0]), float(box[1])

@@ -167,6 +167,7 @@ def test_a_narrow_dark_screen(page: Path) -> None:
         assert browser.run("document.documentElement.scrollWidth") == 420
         assert browser.run("document.querySelectorAll('canvas').length") == 9
         browser.tap(f"{RESPONSES} .tokens > span:nth-child(2)")
+        browser.until("document.querySelector('.tip') !== null")
         assert "position 1" in browser.run("document.querySelector('.tip').innerText")
         assert browser.run("document.querySelector('.tip').getBoundingClientRect().right") <= 420
         assert browser.errors() == []

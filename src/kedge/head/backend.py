@@ -39,19 +39,20 @@ COMPILING_PAYS = 10**10
 """Logits from which fusing the element-wise work saves minutes on a CPU; compiling takes some ten seconds."""
 
 
-def fastest_backend(logits: float | int, device: torch.device) -> str:
+def fastest_backend(logits: float | int, device: torch.device, pays: float | int = COMPILING_PAYS) -> str:
     """Choose by the work ahead: the same work on the same machine chooses the same again.
 
     Args:
         logits: about how many will be made.
         device: where the hidden states are.
+        pays: from how many on compiling pays.
 
     >>> fastest_backend(1e6, torch.device("cpu"))
     'chunked'
     """
     if device.type != "cpu":
         return "auto"
-    return "compiled" if logits >= COMPILING_PAYS and compiler_found() else "chunked"
+    return "compiled" if logits >= pays and compiler_found() else "chunked"
 
 
 def compiler_found() -> bool:

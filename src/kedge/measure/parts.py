@@ -77,6 +77,22 @@ class Part:
         return torch.cat([replace(self, rollout=rollout).hidden(model) for rollout in single])
 
     @torch.no_grad()
+    def apart(
+        self, one: Float[Tensor, "N H"], other: Float[Tensor, "N H"], head: Head, temperature: float
+    ) -> Float[Tensor, " N"]:
+        """KL of a model to itself, between hidden states that two passes gave; in float64."""
+        name = "reference.reverse_kl"
+        found = score(
+            one,
+            head,
+            self.rollout.response_tokens.to(one.device),
+            anchors={"reference": (other, head)},
+            want={name},
+            temperature=temperature,
+        )
+        return found[name].double().cpu()
+
+    @torch.no_grad()
     def scored(
         self,
         policy: tuple[Float[Tensor, "N H"], Head],

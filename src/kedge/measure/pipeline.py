@@ -159,14 +159,7 @@ class Pipeline:
         if index == 0:
             start = part.start(FLOOR_TOKENS, FLOOR_SEQUENCES)
             again = start.hidden_one_by_one(model)
-            head = self._models.heads[side]
-            table = start.scored(
-                (hidden[: len(again)], head),
-                (again, head),
-                temperature=self._config.temperature,
-                backend="chunked",
-            )
-            kl = table.reverse_kl.double()
+            kl = start.apart(hidden[: len(again)], again, self._models.heads[side], self._config.temperature)
             work.floor[side] = Floor(len(kl), float(kl.mean()), float(kl.max()))
         return hidden
 

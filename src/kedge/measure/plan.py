@@ -10,6 +10,9 @@ from kedge.measure.models import Models
 from kedge.measure.pipeline import Work
 from kedge.measure.questions import POLICY_RESPONSES, REFERENCE_RESPONSES, TEXTS
 
+COMPILING_PAYS = 10**9
+"""Logits from which fusing pays here: every token has all outputs, which take long one by one."""
+
 
 def plan(models: Models, config: MeasureConfig, prompts: Given | None, texts: Given | None) -> list[Work]:
     """Read the data of every question that is asked."""
@@ -40,4 +43,4 @@ def backend_for(models: Models, config: MeasureConfig, works: list[Work]) -> str
         else sum(len(window.scored) for window in work.windows)
         for work in works
     )
-    return fastest_backend(2 * tokens * models.vocabulary, models.device)
+    return fastest_backend(2 * tokens * models.vocabulary, models.device, COMPILING_PAYS)
