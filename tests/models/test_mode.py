@@ -60,12 +60,40 @@ def test_evaluation_mode_is_left_as_it_was_module_by_module():
     assert [module.training for module in model.modules()] == before
 
 
-def test_activation_checkpointing_recomputes_in_backward():
-    model = enable_activation_checkpointing(disable_dropout(with_dropout("llama"))).train()
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "llama", "qwen3", "gemma2", "mistral"])
+@pytest.mark.parametrize("training", [False, True])
+def test_activation_checkpointing_recomputes_in_backward_and_changes_nothing(kind, training):
+    model = disable_dropout(with_dropout(kind)).train(training)
+    hidden_states(model, TOKENS, LENGTHS).square().sum().backward()
+    plain = [
+        parameter.grad.clone() for parameter in model.get_decoder().parameters() if parameter.grad is not None
+    ]
+    model.zero_grad()
+    enable_activation_checkpointing(model)
     calls = []
-    model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
-    hidden_states(model, TOKENS, LENGTHS).sum().backward()
+    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    norm = next(
+        module for name, module in layers[-1].named_modules() if "norm" in name.lower() or "ln" in name
+    )
+    norm.register_forward_pre_hook(lambda *_: calls.append(1))
+    hidden = hidden_states(model, TOKENS, LENGTHS)
+    assert all(module.training == training for module in model.modules())
+    hidden.square().sum().backward()
     assert len(calls) == 2
+    found = [parameter.grad for parameter in model.get_decoder().parameters() if parameter.grad is not None]
+    for one, other in zip(plain, found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_without_gradients_nothing_is_switched():
+    model = enable_activation_checkpointing(disable_dropout(with_dropout("llama"))).eval()
+    seen = []
+    model.model.layers[0].mlp.register_forward_pre_hook(
+        lambda *_: seen.append(model.model.layers[0].training)
+    )
+    with torch.no_grad():
+        hidden_states(model, TOKENS, LENGTHS)
+    assert seen == [False]
 
 
 def test_an_architecture_without_checkpointing_is_named():

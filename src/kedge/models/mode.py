@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -52,7 +53,8 @@ def disable_dropout(model: PreTrainedModel) -> PreTrainedModel:
 def enable_activation_checkpointing(model: PreTrainedModel) -> PreTrainedModel:
     """Recompute activations in backward instead of keeping them: less memory, about a third more time.
 
-    It acts in training mode alone; generation and scoring in evaluation mode are as before.
+    It acts on layers in training mode alone; `recomputing` puts them there for a pass with gradients. Generation and
+    scoring are as before.
 
     Raises:
         UserError: the architecture has no such switch.
@@ -72,6 +74,31 @@ def enable_activation_checkpointing(model: PreTrainedModel) -> PreTrainedModel:
     else:  # what older releases of transformers 5 call it
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+@contextmanager
+def recomputing(model: nn.Module) -> Iterator[None]:
+    """Let activation checkpointing act inside, in a model of any mode, if gradients are recorded.
+
+    Only the checkpointed layers themselves are put in training mode, what they hold keeps its own.
+
+    >>> layer = nn.Linear(2, 2).eval()
+    >>> layer.gradient_checkpointing = True
+    >>> with recomputing(layer):
+    ...     layer.training
+    True
+    >>> layer.training
+    False
+    """
+    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    asleep = [layer for layer in layers if torch.is_grad_enabled() and not layer.training]
+    for layer in asleep:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in asleep:
+            layer.training = False
 
 
 @contextmanager
