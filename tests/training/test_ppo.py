@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import kedge
 from kedge.cli import main
-from kedge.errors import UserError
+from kedge.errors import RunError, UserError
 from kedge.models import build_model, save_model
-from kedge.runs import load_state
+from kedge.runs import load_state, read_samples
 from kedge.tasks import prose, sums
 from kedge.training import validate_recipe
 from tests.training.small import AGAINST_IT, GRPO, PPO, PROSE, REWARD, recipe
@@ -96,6 +97,29 @@ def test_unscorable_responses_teach_neither(tmp_path: Path) -> None:
         torch.equal(weights[f"backbone.{name.removeprefix('model.')}"], policy[name]) for name in policy
     )
     assert not weights["head.weight"].any()
+
+
+def test_what_is_unscorable_does_not_count_in_the_mean(tmp_path: Path) -> None:
+    """Values of 0, returns of 2 where there is a reward: the value loss is ½·2², over those tokens alone."""
+    reward = tmp_path / "half.py"
+    reward.write_text(
+        "def half(prompts, completions, **columns):\n"
+        "    return [None if index % 2 else 2.0 for index in range(len(prompts))]\n"
+    )
+    stage = {
+        **QUICK,
+        "steps": 1,
+        "epochs": 1,
+        "minibatches": 1,
+        "rewards": {"functions": [{"function": f"{reward}:half"}]},
+        "anchor": {**PPO["anchor"], "controller": {"kind": "fixed", "beta": 0.0}},
+        "critic": {"clip": None},
+        "advantage": {"trace": 1.0},
+    }
+    (row,) = rows(tmp_path, stage)
+    assert row["reward/unscorable_fraction"] == 0.5
+    assert row["critic/loss"] == pytest.approx(2.0)
+    assert row["critic/return_mean"] == pytest.approx(2.0)
 
 
 PENALISED = {
@@ -272,3 +296,17 @@ def test_dry_run_shows_the_sizes(capsys: pytest.CaptureFixture[str]) -> None:
         "GAE with γ 1, λ 0.95",
     ):
         assert expected in shown
+
+
+def test_a_critic_that_diverges_stops_the_run(tmp_path: Path) -> None:
+    """The policy's updates are finite; the critic's are not, are refused, and after three in a row end the run."""
+    stage = {
+        **QUICK,
+        "critic": {"clip": None, "optimizer": {"learning_rate": 1e30, "max_gradient_norm": None}},
+    }
+    with pytest.raises(RunError, match=r"critic\.optimizer\.learning_rate"):
+        kedge.train(recipe(tmp_path, {**stage, "steps": 4}))
+    run = tmp_path / "run" / "ppo"
+    assert any(row["kind"] == "skipped" for row in read_samples(run))
+    saved = AutoModelForCausalLM.from_pretrained(max((run / "checkpoints").iterdir()) / "model")
+    assert all(bool(torch.isfinite(p).all()) for p in saved.parameters())

@@ -78,6 +78,11 @@ class Session:
     best: float = -math.inf
     best_step: int | None = None
 
+    @property
+    def updaters(self) -> list[Updater]:
+        """The policy's, then the others."""
+        return [self.updater, *self.other_updaters]
+
     def __post_init__(self) -> None:
         self.updater = Updater(self.model, self.stage.optimizer, self.stage.steps)
         self.checkpoints = Checkpoints(self.run.path / "checkpoints", self.stage.checkpoint.keep)
@@ -145,8 +150,7 @@ def _step(session: Session, work: Work) -> None:
     started = time.perf_counter()
     metrics = work.step(session.step)
     session.step += 1
-    updaters = [session.updater, *session.other_updaters]
-    metrics["skipped_updates"] = float(sum(updater.skipped for updater in updaters))
+    metrics["skipped_updates"] = float(sum(updater.skipped for updater in session.updaters))
     metrics["memory_peak_bytes"] = float(_peak_memory(session.device))
     metrics["seconds/total"] = time.perf_counter() - started
     last = session.step == session.stage.steps
@@ -158,7 +162,7 @@ def _step(session: Session, work: Work) -> None:
     if last or improved or session.step % session.stage.checkpoint.every == 0:
         session.save(work)
     session.mark_best()
-    for updater in updaters:
+    for updater in session.updaters:
         updater.check(session.step)
 
 

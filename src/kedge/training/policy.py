@@ -104,13 +104,13 @@ class PolicyWork:
         if applied is None:
             self.metrics["kl/old_policy/exact"] = found["kl/old_policy/exact"]
             return False
-        if self.session.updater.skipped_in_a_row:
+        learnt = self.critic.update(step, batch) if self.critic is not None else {}
+        if any(updater.skipped_in_a_row for updater in self.session.updaters):
             collector = self.collector
             rows = describe(
                 batch.rollout, batch.rows.tolist(), batch.rewards, collector.prompts, collector.tokenizer
             )
             self.session.run.samples([{"step": step, "kind": "skipped", **row} for row in rows])
-        learnt = self.critic.update(step, batch) if self.critic is not None else {}
         self.updates.append({**found, **applied, **learnt})
         return True
 
