@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The CPU build of torch, so that nothing draws gigabytes of CUDA packages; README says how to install for a GPU.
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: demo test lint acceptance bench-head bench-step bench-measure study-modes clean
+.PHONY: demo test lint acceptance bench-head bench-step bench-measure study-modes study-overoptimisation study-trust-region clean
 
 $(BIN)/.made: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,12 @@ bench-measure: $(VENV)/bin/.made  ## kedge measure beside its parts and the stra
 
 study-modes: $(BIN)/.made  ## forward and reverse KL fitted to two peaks; figure and table
 	$(BIN)/python -m studies.modes $(ARGS)
+
+study-overoptimisation: $(BIN)/.made  ## proxy and gold against √KL: no anchor, a ladder of β, a ladder of budgets; an hour, resumable
+	$(BIN)/python -m studies.overoptimisation $(ARGS)
+
+study-trust-region: $(BIN)/.made  ## clip, penalty, both, masks, nothing, over learning rates; an hour, resumable
+	$(BIN)/python -m studies.trust_region $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(PEERS_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
