@@ -33,9 +33,9 @@ def bradley_terry_loss(
     arXiv 2307.09288.
 
     >>> import torch
-    >>> loss = bradley_terry_loss(torch.tensor([0.0, 1000.0]), torch.tensor([0.0, 0.0]))
+    >>> loss = bradley_terry_loss(torch.tensor([0.0, 3.0]), torch.tensor([0.0, 0.0]))
     >>> [round(value, 4) for value in loss.tolist()]
-    [0.6931, 0.0]
+    [0.6931, 0.0486]
     """
     difference = chosen - rejected
     return -functional.logsigmoid(difference if margin is None else difference - margin)
