@@ -59,23 +59,31 @@ def test_every_setting_trains(change: dict[str, Any], tmp_path: Path) -> None:
     assert found[-1]["skipped_updates"] == 0
 
 
-def test_it_learns_and_so_does_its_critic(tmp_path: Path) -> None:
-    """Digits are rewarded, eight of them at most: from a half to nearly all, while the critic comes to know why."""
-    stage = {
-        **PPO,
-        "steps": 40,
-        "evaluation": None,
-        "rollout": ONE_EACH,
-        "anchor": {**PPO["anchor"], "controller": {"kind": "fixed", "beta": 0.02}},
-        "critic": {"clip": None, "optimizer": {"learning_rate": 1e-2}},
-        "checkpoint": {"every": 100},
-    }
-    found = rows(tmp_path, stage)
-    first, last = found[:5], found[-5:]
-    assert sum(row["reward/mean"] for row in first) / 5 < 5.5
-    assert sum(row["reward/mean"] for row in last) / 5 > 7
-    assert found[0]["critic/explained_variance"] == pytest.approx(0, abs=1e-6)
-    assert max(row["critic/explained_variance"] for row in found) > 0.4
+LEARNING: dict[str, Any] = {
+    **PPO,
+    "steps": 40,
+    "evaluation": None,
+    "rollout": ONE_EACH,
+    "anchor": {**PPO["anchor"], "controller": {"kind": "fixed", "beta": 0.02}},
+    "critic": {"clip": None, "optimizer": {"learning_rate": 3e-3}},
+    "checkpoint": {"every": 100},
+}
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    """Digits are rewarded, eight of them at most: from a half to nearly all."""
+    found = [row["reward/mean"] for row in rows(tmp_path, LEARNING)]
+    assert sum(found[:5]) / 5 < 5.5
+    assert sum(found[-5:]) / 5 > 7
+
+
+def test_the_critic_learns_what_a_policy_at_rest_is_worth(tmp_path: Path) -> None:
+    """The digits so far tell of the digits in all: what is explained grows, from nothing."""
+    found = rows(tmp_path, {**LEARNING, "optimizer": {"learning_rate": 1e-6}})
+    explained = [row["critic/explained_variance"] for row in found]
+    assert explained[0] == pytest.approx(0, abs=1e-6)
+    assert sum(explained[:8]) / 8 < 0.02
+    assert sum(explained[-8:]) / 8 > 0.1
     assert found[-1]["critic/loss"] < found[0]["critic/loss"] / 4
 
 
