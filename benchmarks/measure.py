@@ -179,12 +179,12 @@ def run_here(name: str, shape: Shape) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     found = run()
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     done.set()
     watcher.join()
-    print(json.dumps({"seconds": seconds, "bytes": peak - before, **found}))
+    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu, "bytes": peak - before, **found}))
 
 
 def measure(name: str, rounds: int) -> dict[str, Any]:

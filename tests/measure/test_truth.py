@@ -106,7 +106,7 @@ def check(estimates: list[dict[str, Estimate]], world: World) -> dict[str, float
 def test_figures_are_unbiased_and_intervals_cover(world: World) -> None:
     config = MeasureConfig(resamples=1000)
     estimates = [
-        figures(drawn(world, 32, 2, seed), POLICY_RESPONSES, config).estimates for seed in range(400)
+        figures(drawn(world, 32, 2, seed), POLICY_RESPONSES, config).estimates for seed in range(250)
     ]
     print(check(estimates, world))
 

@@ -49,7 +49,7 @@ def _texts(work: Work, table: TokenTable, pieces: Pieces) -> dict[int, str]:
     for window in work.windows:
         if window.cluster in present and window.cluster not in found:
             start = (window.context + window.scored)[:SHOWN]  # a token is rarely less than a character
-            found[window.cluster] = "".join(pieces.of(start))[:SHOWN]
+            found[window.cluster] = pieces.whole(start)[:SHOWN]
     return found
 
 

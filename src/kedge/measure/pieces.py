@@ -37,6 +37,10 @@ class Pieces:
             self._alone[token] = self._decode([token])
         return self._alone[token]
 
+    def whole(self, tokens: Sequence[int]) -> str:
+        """Text of tokens in a row."""
+        return self.alone(tokens[0]) if len(tokens) == 1 else self._decode(tokens)
+
     def of(self, tokens: Sequence[int]) -> list[str]:
         """Texts of the tokens of one response.
 
@@ -46,7 +50,7 @@ class Pieces:
         pieces: list[str] = []
         start, done = 0, 0  # context from start on; tokens before done have their text
         for end in range(1, len(tokens) + 1):
-            before = self._decode(tokens[start:done])
+            before = self.whole(tokens[start:done])
             text = self._decode(tokens[start:end])
             if text.endswith(UNFINISHED) and end - done < _MOST_OPEN and end < len(tokens):
                 pieces.append("")
