@@ -111,8 +111,8 @@ def summary(folder: Path, region: str, rate: float) -> Row:
         "clipped": fmean(sum(row[name] for name in CLIPPED) for row in steps),
         "masked": fmean(row.get("trust_region/masked_fraction", 0.0) for row in steps),
         "β": steps[-1]["trust_region/beta"],
-        "gradient": median(row["gradient_norm"] for row in steps),
-        "largest gradient": max(row["gradient_norm"] for row in steps),
+        "gradient": median(row["gradient/norm"] for row in steps),
+        "largest gradient": max(row["gradient/norm"] for row in steps),
     }
 
 

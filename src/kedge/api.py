@@ -13,7 +13,7 @@ import yaml
 
 from kedge.errors import RunError, UserError
 from kedge.report import write_report
-from kedge.runs import RunDirectory, read_metrics, read_samples
+from kedge.runs import RunDirectory, changed_settings, read_metrics, read_samples
 from kedge.runs.atomic import write_file
 from kedge.training.config import Recipe, RewardStage, Stage
 from kedge.training.progress import Progress, progress_for
@@ -117,6 +117,13 @@ def train(
     try:
         prepare_policy(model, tokenizer)
         unfinished = [stage for stage in recipe.stages if not _finished(root / stage.name, stage)]
+        for stage in recipe.stages:
+            if stage not in unfinished and (
+                changed := changed_settings(root / stage.name, _config(recipe, stage))
+            ):
+                progress.say(
+                    f"note: stage {stage.name!r} is finished and stays as it is, made with other settings: {changed}"
+                )
         inputs = {stage.name: load_inputs(stage, materials) for stage in unfinished}
         _open_root(root, recipe)
         with Interrupt() as interrupt:
@@ -154,10 +161,8 @@ def _run_one(
     from kedge.training.stages import run_stage
 
     path = root / stage.name
-    shared = {"recipe": recipe.name, "seed": recipe.seed, "model": recipe.model.model_dump(mode="json")}
-    config = {**shared, **stage.model_dump(mode="json")}
     resume = recipe.resume and path.exists()
-    with RunDirectory.create(path, config, resume=resume, sinks=recipe.sinks) as run:
+    with RunDirectory.create(path, _config(recipe, stage), resume=resume, sinks=recipe.sinks) as run:
         try:
             run_stage(stage, inputs, materials, run, progress, interrupt)
         except Exception as error:
@@ -167,6 +172,12 @@ def _run_one(
                     f"details in {path / 'log.txt'}; go on from the last checkpoint with resume=true"
                 )
             raise
+
+
+def _config(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+    """Give what a stage's folder records."""
+    shared = {"recipe": recipe.name, "seed": recipe.seed, "model": recipe.model.model_dump(mode="json")}
+    return {**shared, **stage.model_dump(mode="json")}
 
 
 def _recipe(config: Recipe | Mapping[str, Any] | str | Path) -> Recipe:

@@ -134,6 +134,24 @@ def test_a_reward_model_has_charts_and_columns_of_its_own(tmp_path: Path) -> Non
     assert [line["quantity"] for line in section["charts"][0]["lines"]] == ["", "at best"]
 
 
+def test_what_only_ppo_records_is_drawn_for_ppo_only(tmp_path: Path) -> None:
+    """The critic has a section; the penalty's β and its target a chart each, or a line."""
+    row = {"critic/explained_variance": 0.5, "critic/value_mean": 1.0, "critic/return_mean": 1.1}
+    row |= {"trust_region/beta": 2.0, "kl/old_policy/exact_after_step": 0.02, "trust_region/target": 0.01}
+    plain = {"reward/mean": 1.0, "kl/policy_reference/exact": 0.1}
+    ppo = write_run(tmp_path / "ppo", [{"step": step, **plain, **row} for step in range(3)])
+    grpo = write_run(tmp_path / "grpo", [{"step": step, **plain} for step in range(3)])
+    found = sections(read_runs([ppo]))
+    critic = next(section for section in found if section["title"] == "Critic")
+    assert [each["title"] for each in critic["charts"]] == ["Explained variance", "Values and returns"]
+    assert [line["quantity"] for line in critic["charts"][1]["lines"]] == ["values", "returns"]
+    assert chart(found, "β of the penalty")["lines"][0]["y"] == [2.0] * 3
+    assert len(chart(found, "KL(old ‖ policy) after the step")["lines"]) == 2
+    without = sections(read_runs([grpo]))
+    assert "Critic" not in [section["title"] for section in without]
+    assert not any("penalty" in each["title"] for section in without for each in section["charts"])
+
+
 def test_names_with_a_standard_error_are_no_rewards(tmp_path: Path) -> None:
     row = {"step": 0, "eval/reward/mean": 1.0, "eval/reward/mean_se": 0.1, "eval/reward/std": 1.0}
     row |= {"eval/reward/gold": 1.0, "eval/reward/gold_se": 0.1, "eval/reward/house_se": 3.0}

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import kedge
 from kedge.cli import main
 from kedge.errors import RunError, UserError
-from kedge.models import build_model, save_model
+from kedge.models import build_model, load_critic, save_model
 from kedge.runs import load_state, read_samples
 from kedge.tasks import prose, sums
 from kedge.training import validate_recipe
@@ -223,6 +223,24 @@ def test_a_critic_from_an_earlier_stage(tmp_path: Path) -> None:
     name = "layers.0.self_attn.q_proj.weight"
     assert torch.allclose(weights[f"backbone.{name}"], theirs[f"model.{name}"], atol=1e-9)
     assert result.stages["ppo"].metrics[0]["critic/value_mean"] != 0
+
+
+def test_the_final_critic_is_left_as_a_model(tmp_path: Path) -> None:
+    """A sequence classifier with the values of the checkpoint, from which another run's critic goes on."""
+    run = kedge.train(recipe(tmp_path, QUICK)).stages["ppo"]
+    trained = load_state(run.model.resolve().parent)["work"]["critic"]["weights"]
+    left = load_critic(run.path / "critic").state_dict()
+    assert left.keys() == trained.keys()
+    assert all(torch.equal(left[name], trained[name]) for name in trained)
+    assert trained["head.weight"].any()
+    assert AutoModelForSequenceClassification.from_pretrained(run.path / "critic").num_labels == 1
+    again = {**QUICK, "critic": {"model": str(run.path / "critic")}}
+    assert rows(tmp_path / "again", again)[0]["critic/value_mean"] != 0
+
+
+def test_a_shared_critic_leaves_no_model(tmp_path: Path) -> None:
+    run = kedge.train(recipe(tmp_path, {**QUICK, **CHANGES["shared"]})).stages["ppo"]
+    assert not (run.path / "critic").exists()
 
 
 def test_a_critic_with_other_words_is_refused(tmp_path: Path) -> None:

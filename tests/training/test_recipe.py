@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from kedge import recipes
 from kedge.cli import main
 from kedge.errors import UserError
-from kedge.training import load_recipe, parse_recipe
+from kedge.training import load_recipe, parse_recipe, validate_recipe
 from kedge.training.manual import manual
 
 GOOD = """\
@@ -239,6 +240,27 @@ def test_the_manual_is_up_to_date() -> None:
 def test_missing_recipe_names_near_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "prosa"]) == 2
     assert "did you mean 'prose'?" in capsys.readouterr().err
+
+
+IDLE = [
+    "stages.grpo.advantage.kind=mean",
+    "stages.grpo.trust_region.kind=none",
+    "stages.grpo.correction.kind=truncate",
+    "stages.grpo.rewards.on_error=drop",
+]
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_written_recipe_can_be_read_again(name: str) -> None:
+    """With every default written out, and nothing that does nothing."""
+    given = load_recipe(recipes.path(name))
+    assert validate_recipe(yaml.safe_load(yaml.safe_dump(given.dump()))) == given
+
+
+@pytest.mark.parametrize("override", IDLE)
+def test_settings_that_do_nothing_are_not_written(override: str) -> None:
+    given = parse_recipe(GOOD, overrides=[override])
+    assert parse_recipe(yaml.safe_dump(given.dump())) == given
 
 
 @pytest.mark.parametrize("name", recipes.names())

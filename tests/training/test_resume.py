@@ -23,10 +23,12 @@ from kedge.models import build_model, save_model
 from kedge.runs import load_state, read_metrics, read_samples
 from kedge.tasks import sums
 from kedge.training.checkpoint import Moment
-from tests.training.small import GRPO, PPO, SFT, recipe, without_clock
+from tests.training.small import GRPO, PPO, REWARD, SFT, recipe, without_clock
 
+PAIRS = Path(__file__).with_name("pairs.jsonl")
 STAGES = (
     {**SFT, "steps": 6, "checkpoint": {"every": 2}},
+    {**REWARD, "data": {"path": str(PAIRS)}, "true_preference": None, "evaluation": None},
     {**GRPO, "steps": 8, "epochs": 2, "minibatches": 2, "checkpoint": {"every": 3}},
     {
         **PPO,
@@ -34,6 +36,7 @@ STAGES = (
         "steps": 6,
         "checkpoint": {"every": 2},
         "trust_region": {"penalty": {"beta": 0.01, "target": 1e-3}},
+        "critic": {"model": "scores", "optimizer": {"learning_rate": 3e-3}, "clip": 1.0},
     },
 )
 NAMES = [str(stage["name"]) for stage in STAGES]
@@ -121,7 +124,8 @@ def check(folder: Path, whole: Path) -> None:
         )
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
         assert read_samples(folder / "run" / name) == read_samples(whole / "run" / name)
-    assert repr(last_state(folder, "ppo")) == repr(last_state(whole, "ppo"))
+    for name in NAMES[1:]:
+        assert repr(last_state(folder, name)) == repr(last_state(whole, name))
 
 
 def last_state(folder: Path, name: str) -> Any:
@@ -137,7 +141,7 @@ def last_state(folder: Path, name: str) -> Any:
     return hashed(load_state((folder / "run" / name / "model").resolve().parent))
 
 
-@pytest.mark.parametrize("at", [11, 20, "checkpoint"])
+@pytest.mark.parametrize("at", [10, 15, 24, "checkpoint"])
 def test_killed(at: int | str, whole: Path, tmp_path: Path) -> None:
     kill_and_resume(tmp_path, at, delay=0.0)
     check(tmp_path, whole)
@@ -148,7 +152,7 @@ def test_killed(at: int | str, whole: Path, tmp_path: Path) -> None:
 def test_killed_at_twenty_moments(moment: int, whole: Path, tmp_path: Path) -> None:
     """Five while a checkpoint is written, fifteen after a random line and a random delay."""
     draw = random.Random(moment)
-    kill_and_resume(tmp_path, "checkpoint" if moment < 5 else draw.randrange(0, 23), draw.random() * 0.2)
+    kill_and_resume(tmp_path, "checkpoint" if moment < 5 else draw.randrange(0, 27), draw.random() * 0.2)
     check(tmp_path, whole)
 
 
@@ -217,6 +221,20 @@ def test_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     config = recipe(tmp_path)
     before = kedge.train(config).stages["grpo"].metrics
     assert kedge.train({**config, "resume": True}).stages["grpo"].metrics == before
+
+
+def test_a_finished_stage_with_other_settings_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is not trained again, and the run does not pretend that the new settings made it."""
+    stage = {**SFT, "steps": 1, "evaluation": None}
+    kedge.train(recipe(tmp_path, stage))
+    again = recipe(tmp_path, {**stage, "optimizer": {"learning_rate": 0.5}}, resume=True)
+    kedge.train(again)
+    told = "stage 'sft' is finished and stays as it is, made with other settings: optimizer.learning_rate"
+    assert told in " ".join(capsys.readouterr().err.split())
+    kedge.train(recipe(tmp_path, stage, resume=True))
+    assert "other settings" not in capsys.readouterr().err
 
 
 def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:

@@ -173,6 +173,35 @@ def test_every_setting_trains(change: dict[str, Any], tmp_path: Path) -> None:
     assert rows[-1]["trust_region/updates"] == 2
 
 
+def test_a_constant_length_divides_the_whole_loss(tmp_path: Path) -> None:
+    """Surrogate and anchor alike, so that β in nats a response means the same at any constant."""
+    tokenizer, rows = sums.tokenizer(), []
+    controller = {"kind": "budget", "budget": 1.0, "unit": "nats/response", "beta": 0.5}
+    for length in (1, 8):
+        folder = tmp_path / f"{length}"
+        folder.mkdir()
+        stage = {
+            **GRPO,
+            "steps": 1,
+            "evaluation": None,
+            "aggregation": {"mode": "constant", "constant_length": length},
+            "anchor": {"gradient": "sequence", "controller": controller},
+        }
+        policy, reference = (
+            build_model(
+                len(tokenizer), hidden_size=32, layers=2, heads=2, context=48, seed=seed, pad_id=0, eos_id=1
+            )
+            for seed in (1, 2)
+        )
+        given = recipe(folder, stage)
+        del given["model"]
+        run = kedge.train(given, model=policy, tokenizer=tokenizer, reference=reference)
+        rows.append(run.stages["grpo"].metrics[-1])
+    assert rows[0]["kl/policy_reference/exact"] > 1e-3
+    for name in ("loss", "gradient/norm"):
+        assert rows[0][name] == pytest.approx(8 * rows[1][name], rel=1e-4)
+
+
 def test_stops_at_a_kl_limit(tmp_path: Path) -> None:
     stage = {
         **GRPO,

@@ -2,7 +2,7 @@
 
 from kedge.models.bpe import train_bpe
 from kedge.models.build import build_model
-from kedge.models.critic import Critic, critic_beside, load_critic
+from kedge.models.critic import Critic, critic_beside, load_critic, reward_model_of
 from kedge.models.device import DTYPES, device_named
 from kedge.models.hidden import hidden_states
 from kedge.models.identity import fingerprint, frozen_copy
@@ -39,6 +39,7 @@ __all__ = [
     "load_tokenizer",
     "require_embeddings",
     "reward_model_from",
+    "reward_model_of",
     "save_model",
     "sequence_scores",
     "special_tokens",

@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 
 from kedge.errors import UserError
 from kedge.models.load import is_reward_model, load_model, load_reward_model
+from kedge.models.scores import reward_model_from
 
 
 class Critic(nn.Module):
-    """What estimates the value of a state from the hidden state that predicts the next token: V = w·h + b.
+    """What estimates the value of a state from the hidden state that predicts the next token: V = w·h.
 
     The state s_t is the prompt with the response tokens before t, so its value stands at the same position as
     the token's log-probability (`Rollout.predicting`), and never knows the token.
@@ -26,7 +27,7 @@ class Critic(nn.Module):
 
     Attributes:
         backbone: as given.
-        head: w and b, in float32 at least; both start at 0, so that nothing is expected at first.
+        head: w, in float32 at least; it starts at 0, so that nothing is expected at first.
 
     >>> Critic(8)(torch.ones(3, 8)).tolist()
     [0.0, 0.0, 0.0]
@@ -35,15 +36,14 @@ class Critic(nn.Module):
     def __init__(self, width: int, backbone: PreTrainedModel | None = None) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = nn.utils.skip_init(nn.Linear, width, 1)
+        self.head = nn.utils.skip_init(nn.Linear, width, 1, bias=False)
         nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
 
     def forward(self, hidden: Float[Tensor, "N H"]) -> Float[Tensor, " N"]:
         """Give the value of each state, in the unit of the rewards, from its hidden state."""
         weight = self.head.weight
         with torch.autocast(weight.device.type, enabled=False):  # values never below float32
-            return nn.functional.linear(hidden.to(weight.dtype), weight, self.head.bias)[:, 0]
+            return nn.functional.linear(hidden.to(weight.dtype), weight)[:, 0]
 
 
 def critic_beside(policy: PreTrainedModel, *, shared: bool) -> Critic:
@@ -87,17 +87,34 @@ def load_critic(source: str | Path, *, dtype: torch.dtype = torch.float32) -> Cr
         return _critic(model, model.get_decoder())
     model = load_reward_model(source, dtype=dtype)
     score = getattr(model, "score", None)
-    if not isinstance(score, nn.Linear):
+    if not isinstance(score, nn.Linear) or score.bias is not None:
         raise UserError(
-            f"critic {str(source)!r}: the score of {type(model).__name__} is not one linear layer on the hidden "
-            "state, which a value head is: start from a causal language model instead"
+            f"critic {str(source)!r}: the score of {type(model).__name__} is not one linear layer without bias on "
+            "the hidden state, which a value head is: start from a causal language model instead"
         )
     critic = _critic(model, model.get_decoder())
     with torch.no_grad():
         critic.head.weight.copy_(score.weight)
-        if score.bias is not None:
-            critic.head.bias.copy_(score.bias)
     return critic
+
+
+def reward_model_of(critic: Critic, *, pad_id: int | None, end_ids: tuple[int, ...] = ()) -> PreTrainedModel:
+    """Give a critic as a sequence classifier, whose score of a text is the value of the state after it.
+
+    Saved, it loads with :func:`load_critic`, and with ``AutoModelForSequenceClassification``.
+
+    Args:
+        critic: one with a backbone of its own; copied.
+        pad_id: see :func:`reward_model_from`.
+        end_ids: see :func:`reward_model_from`.
+
+    Raises:
+        UserError: the architecture has no sequence classifier.
+    """
+    assert critic.backbone is not None
+    model = reward_model_from(critic.backbone, seed=0, pad_id=pad_id, end_ids=end_ids)
+    model.score.to(critic.head.weight.dtype).load_state_dict(critic.head.state_dict())
+    return model
 
 
 def _critic(model: PreTrainedModel, backbone: PreTrainedModel | None) -> Critic:

@@ -82,9 +82,41 @@ _UPDATE = [
         [Line("kl/old_policy/exact", otherwise="kl/old_policy/k3")],
         note="moved in a step",
     ),
+    Chart(
+        "KL(old ‖ policy) after the step",
+        "nats per token",
+        [Line("kl/old_policy/exact_after_step"), Line("trust_region/target", "target", "dash")],
+        note="what the penalty's β goes by",
+    ),
+    Chart(
+        "β of the penalty",
+        "advantage per nat",
+        [Line("trust_region/beta")],
+        log=True,
+        note="weight of KL(old ‖ policy)",
+    ),
+    Chart("Masked", "share of tokens", [Line("trust_region/masked_fraction")]),
     Chart("Cut by the length limit", "share of responses", _both("length/truncated_fraction")),
     Chart("Gradient norm", "before clipping", [Line("gradient/norm")], log=True),
     Chart("Speed", "tokens per second", [Line("tokens_per_second")]),
+]
+_CRITIC = [
+    Chart(
+        "Explained variance",
+        "of the returns",
+        [Line("critic/explained_variance")],
+        note="1: a perfect critic; 0: no better than the mean",
+    ),
+    Chart(
+        "Values and returns",
+        "reward",
+        [
+            Line("critic/value_mean", "values"),
+            Line("critic/return_mean", "returns", "dash"),
+        ],
+    ),
+    Chart("Value loss", "", [Line("critic/loss")], log=True),
+    Chart("Gradient norm of the critic", "before clipping", [Line("critic/gradient_norm")], log=True),
 ]
 _SFT = [
     Chart(
@@ -147,6 +179,7 @@ def sections(runs: Sequence[Run]) -> list[dict[str, Any]]:
         ("Anchor", False, [_chart(chart, policy) for chart in _ANCHOR]),
         ("Reward against distance", False, _frontiers(policy)),
         ("Language", True, [_chart(chart, policy) for chart in _LANGUAGE]),
+        ("Critic", True, [_chart(chart, policy) for chart in _CRITIC]),
         ("Updates", True, [_chart(chart, policy) for chart in _UPDATE]),
         ("Reward model", True, [_chart(chart, scorers) for chart in _REWARD_MODEL]),
         ("Supervised fine-tuning", True, [_chart(chart, sft) for chart in _SFT]),

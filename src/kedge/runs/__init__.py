@@ -9,7 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from kedge.runs.atomic import atomic_directory, recover_leftovers
-from kedge.runs.directory import RunDirectory, read_config, read_environment, read_metrics, read_samples
+from kedge.runs.directory import (
+    RunDirectory,
+    changed_settings,
+    read_config,
+    read_environment,
+    read_metrics,
+    read_samples,
+)
 from kedge.runs.environment import environment
 from kedge.runs.sinks import SINKS, Sink, open_sinks
 
@@ -21,6 +28,7 @@ __all__ = [
     "RunDirectory",
     "Sink",
     "atomic_directory",
+    "changed_settings",
     "environment",
     "load_state",
     "open_sinks",

@@ -165,10 +165,10 @@ class RunDirectory:
 
     def _record_config(self, config: Mapping[str, Any]) -> str:
         plain = json.loads(json.dumps(dict(config), default=str))
-        before = read_config(self.path)
+        changed = changed_settings(self.path, plain)
         text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
         write_file(self.path / CONFIG, text.encode(errors="backslashreplace"))
-        return "; ".join(_differences(before, plain)) if before else ""
+        return changed
 
     def _guard(self, sink: Sink, action: Any) -> None:
         """Drop a service that fails: it must not cost the run, whose local files are the truth."""
@@ -219,6 +219,19 @@ def read_config(path: str | os.PathLike[str], name: str = CONFIG) -> dict[str, A
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not YAML ({error}); repair it or start under another name.") from error
     return config if isinstance(config, dict) else {}
+
+
+def changed_settings(path: str | os.PathLike[str], config: Mapping[str, Any]) -> str:
+    """Say what a configuration would change in the one that a run has recorded; empty if it has none, or nothing.
+
+    Args:
+        path: The run directory.
+        config: Of what YAML can hold.
+    """
+    before = read_config(path)
+    return (
+        "; ".join(_differences(before, json.loads(json.dumps(dict(config), default=str)))) if before else ""
+    )
 
 
 def read_environment(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -73,6 +73,8 @@ class Session:
     updater: Updater = field(init=False)
     other_updaters: list[Updater] = field(default_factory=list)
     """Of what the work trains beside the policy; saved by the work, watched by the loop."""
+    at_the_end: list[Callable[[], None]] = field(default_factory=list)
+    """What the work leaves in the stage's folder beside the model."""
     checkpoints: Checkpoints = field(init=False)
     step: int = 0
     best: float = -math.inf
@@ -143,6 +145,8 @@ def run_loop(session: Session, work: Work) -> None:
     except (RunError, Interrupted):
         session.save(work)
         raise
+    for leave in session.at_the_end:
+        leave()
     link_final_model(session.run.path, session.checkpoints.moments()[-1])
 
 

@@ -172,22 +172,15 @@ class PolicyWork:
         """What the objective needs to know of each token before the head is run."""
         rollout = batch.rollout
         lengths, mask = rollout.response_lengths, rollout.mask
-        mode = self.stage.aggregation
+        mode, constant = self.stage.aggregation.mode, self.stage.constant_length
         learn = mask & batch.learn.repeat_interleave(lengths)
         per_token = self.stage.anchor.unit == "nats/token"
         inputs = TokenInputs(
             advantages=batch.advantages,
-            weights=aggregation_weights(
-                lengths,
-                learn,
-                mode.mode,
-                constant_length=(mode.constant_length or self.stage.rollout.max_new_tokens)
-                if mode.mode == "constant"
-                else None,
-            ),
+            weights=aggregation_weights(lengths, learn, mode, constant_length=constant),
             anchor_weights=aggregation_weights(lengths, mask, "token_mean")
             if per_token
-            else aggregation_weights(lengths, mask, "constant", constant_length=1),
+            else aggregation_weights(lengths, mask, "constant", constant_length=constant or 1),
             behaviour_log_probs=batch.old_log_probs,
             correction=batch.correction,
         )
@@ -234,6 +227,9 @@ class PolicyWork:
         scores = self.scorer.scores(hidden, self.scorer.head(model), rollout, old, {"old.forward_kl"})
         kl = float(masked_mean(scores["old.forward_kl"], rollout.mask))
         self.metrics |= {"kl/old_policy/exact_after_step": kl, "trust_region/beta": self.penalty.beta}
+        config = self.stage.trust_region.penalty
+        if config is not None and config.target is not None:
+            self.metrics["trust_region/target"] = config.target
         self.penalty.update(kl, responses=len(rollout.group))
 
     def _finish(self, experience: Experience, seconds: float) -> Metrics:

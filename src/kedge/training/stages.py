@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from kedge.errors import UserError
 from kedge.models import (
+    Critic,
     critic_beside,
     enable_activation_checkpointing,
     fingerprint,
     head_of,
+    reward_model_of,
+    save_model,
+    special_tokens,
     usable_vocabulary,
 )
 from kedge.objective import Adaptive, Budget, Controller, Fixed, HalvingDoubling, caution
 from kedge.rollout import SamplingConfig
-from kedge.runs import RunDirectory, environment
+from kedge.runs import RunDirectory, atomic_directory, environment
 from kedge.runs.interrupt import Interrupt
 from kedge.training.backend import head_backend, policy_logits, sft_logits
 from kedge.training.collect import Collector
@@ -170,9 +176,22 @@ def critic_work(stage: PpoStage, session: Session, scorer: Scorer, source: str |
     work = CriticWork(critic, stage.critic, scorer, stage.steps)
     if work.updater is not None:
         session.other_updaters.append(work.updater)
+        session.at_the_end.append(partial(leave_critic, session, critic))
     else:
         session.updater = Updater(nn.ModuleList([policy, critic]), stage.optimizer, stage.steps)
     return work
+
+
+def leave_critic(session: Session, critic: Critic) -> None:
+    """Write the final critic as a sequence classifier, which ``critic.model`` and a reward can name."""
+    pad, ends = special_tokens(session.model, session.tokenizer)
+    try:
+        model = reward_model_of(critic, pad_id=pad, end_ids=ends)
+    except UserError as error:
+        _tell(session, f"note: the critic stays in the checkpoint and is not written as a model: {error}")
+        return
+    with atomic_directory(session.run.path / "critic") as scratch:
+        save_model(model, session.tokenizer, scratch)
 
 
 def _load_reward_models(stage: PolicyStage, session: Session, inputs: PolicyInputs) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -28,16 +29,19 @@ class CriticConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     """The critic's own."""
 
+    def idle(self) -> Mapping[str, str]:
+        """One backbone has one optimizer."""
+        beside = (
+            "with shared: one backbone has one optimizer, the stage's; the value loss joins the policy's loss times "
+            "coefficient"
+        )
+        return {"optimizer": beside} if self.shared else {}
+
     @model_validator(mode="after")
     def _acts(self) -> CriticConfig:
         if self.shared and self.model is not None:
             raise ValueError(
                 "model gives the critic a backbone of its own, and shared takes the policy's; keep one"
-            )
-        if self.shared and "optimizer" in self.model_fields_set:
-            raise ValueError(
-                "optimizer does nothing with shared: one backbone has one optimizer, the stage's; the value loss "
-                "joins the policy's loss times coefficient"
             )
         if not self.shared and self.coefficient is not None:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -49,11 +50,9 @@ class RewardsConfig(Section):
     max_consecutive_drops: Positive = 8
     """With `drop`: this many steps in a row with a culprit stop the run."""
 
-    @model_validator(mode="after")
-    def _acts(self) -> RewardsConfig:
-        if self.on_error == "stop" and "max_consecutive_drops" in self.model_fields_set:
-            raise ValueError("max_consecutive_drops does nothing with on_error: stop")
-        return self
+    def idle(self) -> Mapping[str, str]:
+        """Nothing is dropped by a run that stops."""
+        return {"max_consecutive_drops": "with on_error: stop"} if self.on_error == "stop" else {}
 
 
 class RolloutConfig(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -19,11 +20,9 @@ class AdvantageConfig(Section):
     std: Literal["population", "sample"] = "sample"
     """With group and batch: divide by G or by G − 1."""
 
-    @model_validator(mode="after")
-    def _acts(self) -> AdvantageConfig:
-        if self.kind in ("mean", "leave_one_out") and "std" in self.model_fields_set:
-            raise ValueError(f"std does nothing with kind: {self.kind}")
-        return self
+    def idle(self) -> Mapping[str, str]:
+        """Only two kinds divide by a standard deviation."""
+        return {} if self.kind in ("group", "batch") else {"std": f"with kind: {self.kind}"}
 
 
 class PenaltyConfig(Section):
@@ -81,10 +80,12 @@ class TrustRegionConfig(Section):
     penalty: PenaltyConfig | None = None
     mask: MaskConfig | None = None
 
+    def idle(self) -> Mapping[str, str]:
+        """Nothing is clipped without a kind."""
+        return dict.fromkeys(("low", "high"), "with kind: none") if self.kind == "none" else {}
+
     @model_validator(mode="after")
     def _acts(self) -> TrustRegionConfig:
-        if self.kind == "none" and {"low", "high"} & self.model_fields_set:
-            raise ValueError("low and high do nothing with kind: none")
         if self.dual is not None and self.kind != "clip":
             raise ValueError(f"dual does nothing with kind: {self.kind}")
         return self
@@ -109,12 +110,13 @@ class CorrectionConfig(Section):
     low: Annotated[float, Field(ge=0)] = 0.5
     high: Rate = 2.0
 
+    def idle(self) -> Mapping[str, str]:
+        """A weight that is not used has no level, one that is cut no lower bound."""
+        unused = {"none": ("level", "low", "high"), "truncate": ("low",)}.get(self.kind, ())
+        return dict.fromkeys(unused, f"with kind: {self.kind}")
+
     @model_validator(mode="after")
     def _acts(self) -> CorrectionConfig:
-        if self.kind == "none" and self.model_fields_set - {"kind"}:
-            raise ValueError("level, low and high do nothing with kind: none")
-        if self.kind == "truncate" and "low" in self.model_fields_set:
-            raise ValueError("low does nothing with kind: truncate")
         if self.kind == "mask" and self.low >= self.high:
             raise ValueError(f"low ({self.low}) must be below high ({self.high})")
         return self
@@ -214,7 +216,8 @@ class AggregationConfig(Section):
     """Mean over the update's response tokens; mean of each response's mean; sum over responses' tokens divided
     by `constant_length` and the number of responses (Dr. GRPO)."""
     constant_length: Positive | None = None
-    """With constant: a length in tokens; max_new_tokens when left out."""
+    """With constant: a length in tokens; max_new_tokens when left out. An anchor in nats/response is divided by it too,
+    so that β stays reward per nat."""
 
     @model_validator(mode="after")
     def _acts(self) -> AggregationConfig:

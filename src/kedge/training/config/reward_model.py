@@ -59,10 +59,12 @@ class RewardStage(_Stage):
             raise ValueError("start and path exclude each other: both say what the reward model is made from")
         if self.true_preference is not None and self.evaluation is None:
             raise ValueError("true_preference does nothing without evaluation")
-        if idle := {"compile_head", "head_chunk_rows"} & self.compute.model_fields_set:
-            raise ValueError(
-                f"compute.{min(idle)} does nothing here: a reward model has no head over a vocabulary"
-            )
+        defaults = type(self.compute).model_fields
+        for name in ("compile_head", "head_chunk_rows"):
+            if getattr(self.compute, name) != defaults[name].default:
+                raise ValueError(
+                    f"compute.{name} does nothing here: a reward model has no head over a vocabulary"
+                )
         if self.compute.micro_batch < 2:
             raise ValueError("compute.micro_batch counts sequences and a pair has two: give 2 or more")
         return self

@@ -135,6 +135,13 @@ class PolicyStage(_Stage):
             )
 
     @property
+    def constant_length(self) -> int | None:
+        """What sums over responses are divided by, with `aggregation.mode: constant`."""
+        if self.aggregation.mode != "constant":
+            return None
+        return self.aggregation.constant_length or self.rollout.max_new_tokens
+
+    @property
     def whole_groups(self) -> bool:
         """Whether all responses to a prompt must come in one update."""
         return self.anchor.baseline
