@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -66,3 +69,37 @@ def test_the_peak_is_what_the_formula_says(
     columns = 32 * 1024  # scores and normalisers, a few numbers a row
     assert lasting <= found <= lasting + max(passing, returned) + columns
     assert found < 4 * N * V  # one whole matrix of logits
+
+
+RESIDENT = """
+import resource, sys
+import torch
+from kedge.head import Head, reduce
+torch.set_num_threads(1)
+rows, width, tokens = 512, 16, 32000
+draw = torch.Generator().manual_seed(0)
+def normal(*shape): return torch.randn(*shape, generator=draw)
+def step(rows):
+    hidden, weight = normal(rows, width).requires_grad_(), normal(tokens, width).requires_grad_()
+    loss, _ = reduce(
+        hidden, Head(weight), torch.zeros(rows, dtype=torch.int64),
+        lambda scores, rows: scores["reference.reverse_kl"].sum(), want={"reference.reverse_kl", "entropy"},
+        anchors={"reference": (normal(rows, width), Head(normal(tokens, width)))}, chunk_rows=rows,
+    )
+    loss.backward()
+step(4)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+step(rows)
+print((peak() - before) / (4 * rows * tokens))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="about glibc's allocator")
+def test_many_blocks_hold_no_more_memory_than_one() -> None:
+    """What is kept from a block must not keep the allocator from using the block's memory again."""
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", RESIDENT], env=environment, capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) < 2.5  # matrices of logits: two are there, of policy and reference

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from kedge.head.elementwise import Normalizers, Plan, Transform
 from kedge.head.gradients import Pull
 from kedge.head.request import DIVERGENCES, POLICY, Output, Request
 from kedge.head.runner import Runner
 from kedge.head.slab_projection import make_projection
+
+_Found = tuple[Normalizers, dict[Output, Tensor]]
 
 
 class Workspace:
@@ -40,7 +45,7 @@ class Workspace:
             for source, head in heads.items()
         )
         self._rows = slice(0, 0)
-        self._normalizers: list[Normalizers] = []
+        self._normalizers: Normalizers = {}
 
     def load(self, rows: slice, wanted: tuple[Output, ...]) -> dict[Output, Tensor]:
         """Make the logits of a chunk; return the outputs wanted, [n] each."""
@@ -49,12 +54,10 @@ class Workspace:
             projection.load(rows)
         plan, targets = Plan(self._transforms, wanted), self._request.targets[rows]
         biases = {source: projection.bias for source, projection in self._projections.items()}
-        found = [
-            self._runner.forward(plan, self._logits(block), biases, targets[block])
-            for block in self._blocks()
-        ]
-        self._normalizers = [normalizers for normalizers, _ in found]
-        return {output: torch.cat([scores[output] for _, scores in found]) for output in wanted}
+        blocks = self._blocks()
+        found = (self._runner.forward(plan, self._logits(block), biases, targets[block]) for block in blocks)
+        self._normalizers, scores = _joined(found, blocks)
+        return scores
 
     def backward(self, upstream: Mapping[Output, Tensor], scores: Mapping[Output, Tensor]) -> None:
         """Add what these gradients [n] of the chunk's scores give; uses up the chunk's logits."""
@@ -65,8 +68,9 @@ class Workspace:
             return
         pulls = {output: Pull.of(gradient, scores[output]) for output, gradient in upstream.items()}
         plan, targets = Plan(self._transforms, (), moved), self._request.targets[self._rows]
-        for block, normalizers in zip(self._blocks(), self._normalizers, strict=True):
+        for block in self._blocks():
             here = {output: pull[block] for output, pull in pulls.items()}
+            normalizers = tree_map(itemgetter(block), self._normalizers)
             self._runner.backward(plan, self._logits(block), normalizers, targets[block], here)
         for source in moved:
             self._projections[source].accumulate(self._rows)
@@ -96,6 +100,21 @@ class Workspace:
         for projection in self._projections.values():
             return self._runner.blocks(projection.logits)
         return []
+
+
+def _joined(parts: Iterator[_Found], blocks: Sequence[slice]) -> _Found:
+    """Put what was found for each block of rows into tensors of the whole chunk, one after the other.
+
+    A few bytes kept from every block would lie between the large intermediates that are freed, and the allocator of
+    a CPU would not find room in the gaps: memory would grow with the number of blocks.
+    """
+    first = next(parts, ({}, {}))
+    if len(blocks) <= 1:
+        return first
+    whole: _Found = tree_map(lambda part: part.new_empty((blocks[-1].stop, *part.shape[1:])), first)
+    for block, found in zip(blocks, chain([first], parts), strict=True):
+        tree_map(lambda target, part, block=block: target[block].copy_(part), whole, found)
+    return whole
 
 
 def _pulled(source: str, upstream: Mapping[Output, Tensor]) -> bool:

@@ -93,13 +93,29 @@ def _needed(answer: Answer) -> str:
     wanted += " with as many responses each"
     if needed.samples_per_cluster is None:
         return f"{wanted}; more responses to these {word}s alone cannot reach it"
-    return f"{wanted}, or {needed.samples_per_cluster:,} responses to each of these"
+    more = needed.samples_per_cluster
+    return f"{wanted}, or {more:,} response{'s' * (more > 1)} to each of these"
 
 
 def _cells(estimate: Estimate, scale: float) -> tuple[str, str, str]:
-    low, high = _number(scale * estimate.low, 3), _number(scale * estimate.high, 3)
-    bounds = f"{low} … {high}" if not math.isnan(estimate.low) else "–"
-    return _number(scale * estimate.value), _number(scale * estimate.standard_error, 2), bounds
+    value, error, low, high = (
+        scale * each for each in (estimate.value, estimate.standard_error, estimate.low, estimate.high)
+    )
+    if math.isnan(low):
+        return _number(value), _number(error, 2), "–"
+    bounds = (_number(bound, _digits(bound, (high - low) / 2, 3)) for bound in (low, high))
+    return _number(value, _digits(value, error, 4)), _number(error, 2), " … ".join(bounds)
+
+
+def _digits(value: float, spread: float, least: int) -> int:
+    """Give the significant digits that show a value to the second digit of its spread.
+
+    >>> _digits(1.00004, 6.1e-5, 4), _digits(15.86, 0.21, 4)
+    (7, 4)
+    """
+    if not (value and spread > 0 and math.isfinite(value) and math.isfinite(spread)):
+        return least
+    return max(least, math.floor(math.log10(abs(value))) - math.floor(math.log10(spread)) + 2)
 
 
 def _number(value: float, digits: int = 4) -> str:

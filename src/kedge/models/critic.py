@@ -87,7 +87,7 @@ def load_critic(source: str | Path, *, dtype: torch.dtype = torch.float32) -> Cr
         return _critic(model, model.get_decoder())
     model = load_reward_model(source, dtype=dtype)
     score = getattr(model, "score", None)
-    if not isinstance(score, nn.Linear) or score.bias is not None:
+    if not isinstance(score, nn.Linear) or "bias" in dict(score.named_parameters()):
         raise UserError(
             f"critic {str(source)!r}: the score of {type(model).__name__} is not one linear layer without bias on "
             "the hidden state, which a value head is: start from a causal language model instead"
