@@ -32,7 +32,7 @@ CHOSEN_ON, STEPS, LOOKS = 2, 80, 20
 FREE = "no anchor"
 PROXY, GOLD = "eval/reward/proxy", "eval/reward/gold"
 KL = "eval/kl/policy_reference/exact_per_response"
-LABELS = {PROXY: "proxy: the reward model", GOLD: "gold: the grammar"}
+LABELS = {PROXY: "proxy: the reward model, above SFT", GOLD: "gold: the grammar"}
 
 
 def anchors() -> dict[str, dict[str, Any]]:
@@ -83,31 +83,40 @@ def distance(row: Row) -> float:
 
 
 def collect(folders: list[Path]) -> dict[str, list[list[Row]]]:
-    """Give the evaluations of each setting, a list a seed."""
-    return {setting: [rows(folder, stage_name(setting), GOLD) for folder in folders] for setting in anchors()}
+    """Give the evaluations of each setting, a list a seed; the proxy counts from its value at the start.
+
+    A reward model's scores are known up to a constant, which is another one for each seed.
+    """
+    found = {
+        setting: [rows(folder, stage_name(setting), GOLD) for folder in folders] for setting in anchors()
+    }
+    starts = [run[0][PROXY] for run in found[FREE]]
+    return {
+        setting: [
+            [{**row, PROXY: row[PROXY] - start} for row in run]
+            for run, start in zip(runs, starts, strict=True)
+        ]
+        for setting, runs in found.items()
+    }
 
 
 def chosen_budget(found: dict[str, list[list[Row]]]) -> dict[str, Any]:
-    """Choose the budget with the most gold on the first seeds; say what it earns on the others, beside their best."""
+    """Choose the budget with the most gold on the first seeds; say what it earns on the others, beside the peak.
 
-    def ends(setting: str, seeds: slice) -> list[float]:
-        return [run[-1][GOLD] for run in found[setting][seeds]]
-
+    The peak is the largest mean over the other seeds, of any budget: a largest value for each seed alone would be one
+    of noise.
+    """
     names = [f"budget {budget:g}" for budget in BUDGETS]
+
+    def ends(name: str, seeds: slice) -> list[float]:
+        return [run[-1][GOLD] for run in found[name][seeds]]
+
     best = max(names, key=lambda name: sum(ends(name, slice(CHOSEN_ON))))
-    others = range(CHOSEN_ON, len(found[FREE]))
+    others = {name: ends(name, slice(CHOSEN_ON, None)) for name in names}
     return {
-        "chosen": best,
-        "on the others": [
-            {
-                "gold at the chosen budget": found[best][seed][-1][GOLD],
-                "most gold of any budget": max(found[name][seed][-1][GOLD] for name in names),
-                "most gold of any setting and step": max(
-                    row[GOLD] for runs in found.values() for row in runs[seed]
-                ),
-            }
-            for seed in others
-        ],
+        "chosen on the first seeds": best,
+        "gold on the others": {name: shown(golds, 3) for name, golds in others.items()},
+        "of the peak": fmean(others[best]) / max(map(fmean, others.values())),
     }
 
 
@@ -180,6 +189,7 @@ def main() -> int:
         for setting, runs in found.items()
     }
     record = {"table": table, "budget": budget, "evaluations": kept}
+    given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,6 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def shown(values: Iterable[float], digits: int = 2) -> str:
-    """Write mean and standard error."""
+    """Write mean and standard error; a single value has none."""
     mean, error = mean_and_error(list(values))
-    return f"{mean:.{digits}f} ± {error:.{digits}f}"
+    return f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")

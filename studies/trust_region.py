@@ -185,6 +185,7 @@ def main() -> int:
         for family in ("clip ε", "penalty β", "penalty adapted")
     }
     record = {"start": start, "table": table, "range over settings and learning rates": spread, "runs": found}
+    given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0
 
