@@ -76,6 +76,9 @@ def recipe() -> dict[str, Any]:
                     "start": "sft",
                     "steps": STEPS,
                     "epochs": EPOCHS,
+                    "advantage": {
+                        "kind": "leave_one_out"
+                    },  # of a group's standard deviation β would be weighed by it
                     "trust_region": {**settings, **measured},
                     "anchor": {
                         "gradient": "sequence",
@@ -179,12 +182,15 @@ def main() -> int:
     draw(found, given.figure)
     start = fmean(run["start"] for run in found["none"][RATES[0]])
     spread = {
-        family: _spread(
-            [runs for name, each in found.items() if name.startswith(family) for runs in each.values()]
-        )
+        family: {
+            f"{rate:g}": _spread(
+                [each[rate] for name, each in found.items() if name.startswith(family) and "+" not in name]
+            )
+            for rate in RATES
+        }
         for family in ("clip ε", "penalty β", "penalty adapted")
     }
-    record = {"start": start, "table": table, "range over settings and learning rates": spread, "runs": found}
+    record = {"start": start, "table": table, "range over settings": spread, "runs": found}
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0

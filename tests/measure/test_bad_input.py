@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -205,3 +207,23 @@ def test_objects_that_do_not_fit() -> None:
     with pytest.raises(UserError, match="backend is 'fast'; it must be one of"):
         compare(model(0), model(1), texts=["1+1"], tokenizer=sums.tokenizer(), backend="fast")
     assert torch.is_grad_enabled()
+
+
+def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
+    """Least of all the model's own."""
+    tokenizer = sums.tokenizer()
+    save_model(model(0), tokenizer, tmp_path / "tuned")
+    before = sorted(path.name for path in (tmp_path / "tuned").iterdir())
+    texts = {"texts": ["1+2=3"], "device": "cpu", "out": tmp_path / "tuned"}
+    with pytest.raises(UserError, match="holds no measurement, which would replace it"):
+        compare(str(tmp_path / "tuned"), str(tmp_path / "tuned"), **texts)
+    assert sorted(path.name for path in (tmp_path / "tuned").iterdir()) == before
+
+
+def test_a_figure_that_is_not_a_number_is_above_any_limit() -> None:
+    found = compare(model(0), model(1), texts=["1+2=3"], prompts=["1+2="], tokenizer=sums.tokenizer(),
+                    max_new_tokens=4, device="cpu")  # fmt: skip
+    last = list(found.answers.values())[-1]
+    name = last.question.headline[-1]
+    last.figures.estimates[name] = dataclasses.replace(last.figures.estimates[name], value=math.nan)
+    assert math.isnan(found.largest())

@@ -54,6 +54,15 @@ def test_values_without_spread() -> None:
     assert found.high - found.value == pytest.approx(student_quantile(0.975, 19) * found.standard_error)
 
 
+def test_one_cluster_that_dominates() -> None:
+    """Resamples without it have next to no spread, and a t* that means nothing; as if they had none at all."""
+    values = torch.full((1, 16), 1e-4, dtype=torch.float64)
+    values *= 1 + 0.1 * torch.randn(1, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values[0, 0] = 1.0
+    (found,) = estimate_ratios(values, torch.ones_like(values))
+    assert found.high - found.value == pytest.approx(student_quantile(0.975, 15) * found.standard_error)
+
+
 def test_an_infinite_value_has_no_interval() -> None:
     values = torch.ones(1, 10, dtype=torch.float64)
     values[0, 3] = math.inf

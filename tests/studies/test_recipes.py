@@ -45,14 +45,9 @@ def test_the_budget_is_chosen_on_the_first_seeds_alone() -> None:
     found["budget 0.2"] = [run(0.5), run(0.5), run(0.3)]
     found["budget 0.4"] = [run(0.4), run(0.4), run(0.9)]
     chosen = overoptimisation.chosen_budget(found)
-    assert chosen["chosen"] == "budget 0.2"
-    assert chosen["on the others"] == [
-        {
-            "gold at the chosen budget": 0.3,
-            "most gold of any budget": 0.9,
-            "most gold of any setting and step": 0.9,
-        }
-    ]
+    assert chosen["chosen on the first seeds"] == "budget 0.2"
+    assert chosen["gold on the others"]["budget 0.2"] == "0.300"
+    assert chosen["of the peak"] == pytest.approx(0.3 / 0.9)
 
 
 def test_rows_are_those_with_the_key(tmp_path: Path) -> None:

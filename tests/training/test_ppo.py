@@ -324,6 +324,18 @@ def test_dry_run_shows_the_sizes(capsys: pytest.CaptureFixture[str]) -> None:
         assert expected in shown
 
 
+def test_a_policy_that_diverges_stops_the_run(tmp_path: Path) -> None:
+    """With a beta to be set by a KL that is no number any more."""
+    stage = {
+        **QUICK,
+        "steps": 4,
+        "optimizer": {"learning_rate": 1e30, "max_gradient_norm": None},
+        "trust_region": {"penalty": {"target": 0.01}},
+    }
+    with pytest.raises(RunError, match=r"learning_rate"):
+        kedge.train(recipe(tmp_path, stage))
+
+
 def test_a_critic_that_diverges_stops_the_run(tmp_path: Path) -> None:
     """The policy's updates are finite; the critic's are not, are refused, and after three in a row end the run."""
     stage = {

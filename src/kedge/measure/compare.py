@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kedge.errors import UserError
 from kedge.measure.answer import answer
 from kedge.measure.config import MeasureConfig
-from kedge.measure.files import require_parquet, write
+from kedge.measure.files import require_parquet, require_replaceable, write
 from kedge.measure.inputs import Given
 from kedge.measure.models import Models, Source
 from kedge.measure.pieces import Pieces
@@ -83,6 +83,7 @@ def compare(
         raise UserError("nothing to compare the models on: give prompts, texts, or both")
     if out is not None:
         require_parquet()
+        require_replaceable(Path(out))
     models = Models(
         policy,
         reference,
@@ -115,6 +116,7 @@ def compare(
         vocabulary=models.vocabulary,
         notes=_notes(works, models),
         seconds=time.perf_counter() - started,
+        complete=all(work.complete for work in works),
     )
     if out is not None:
         write(comparison, Path(out))

@@ -27,6 +27,20 @@ def require_parquet() -> None:
         ) from error
 
 
+def require_replaceable(directory: Path) -> None:
+    """Refuse a folder that holds something else than a measurement, since writing replaces the whole of it.
+
+    Raises:
+        UserError: it is a file, or a folder of other things.
+    """
+    if directory.is_dir() and ((directory / SUMMARY).is_file() or not any(directory.iterdir())):
+        return
+    if directory.exists():
+        raise UserError(
+            f"{directory} exists and holds no measurement, which would replace it: give another folder for the result"
+        )
+
+
 def write(comparison: Comparison, directory: Path) -> None:
     """Write a comparison into a folder, which appears whole or not at all; an older one is replaced.
 

@@ -78,6 +78,7 @@ class Comparison:
         vocabulary: tokens that probabilities are spread over; rows beyond, padding, are left out.
         notes: what a reader should know.
         seconds: wall-clock time.
+        complete: whether everything that was asked has been scored.
     """
 
     answers: dict[str, Answer]
@@ -88,19 +89,21 @@ class Comparison:
     vocabulary: int
     notes: list[str]
     seconds: float
+    complete: bool = True
 
     @property
     def partial(self) -> bool:
-        """Whether anything is missing."""
-        return any(answer.partial for answer in self.answers.values())
+        """Whether anything is missing: of an answer, or a whole answer."""
+        return not self.complete or any(answer.partial for answer in self.answers.values())
 
     def __getitem__(self, question: str) -> Answer:
         """Return the answer to a question by its name."""
         return self.answers[question]
 
     def largest(self) -> float:
-        """Largest headline figure: the mean per-token KL that ``--fail-above`` looks at."""
-        return max(answer[name] for answer in self.answers.values() for name in answer.question.headline)
+        """Largest headline figure: the mean per-token KL that ``--fail-above`` looks at; NaN if any of them is."""
+        found = [answer[name] for answer in self.answers.values() for name in answer.question.headline]
+        return math.nan if any(map(math.isnan, found)) else max(found)
 
     def summary(self) -> dict[str, Any]:
         """Everything but the single tokens, as JSON can hold it: the content of ``measure.json``."""

@@ -98,8 +98,10 @@ def _score(model: PreTrainedModel, hidden: Float[Tensor, "R H"]) -> Float[Tensor
     """Apply the head outside autocast: a score in bfloat16 would have three digits."""
     head = _head(model)
     with torch.autocast(hidden.device.type, enabled=False):
-        scores: Tensor = torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
-    return scores[:, 0].to(torch.promote_types(scores.dtype, torch.float32))
+        dtype = torch.promote_types(head.weight.dtype, torch.float32)
+        bias = head.bias.to(dtype) if head.bias is not None else None
+        scores: Tensor = torch.nn.functional.linear(hidden.to(dtype), head.weight.to(dtype), bias)
+    return scores[:, 0]
 
 
 def _head(model: PreTrainedModel) -> torch.nn.Linear:

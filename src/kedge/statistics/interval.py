@@ -15,6 +15,10 @@ from kedge.statistics.student import student_quantile
 FEWEST = 8
 """Clusters from which resampling says more than Student's t: fewer have too few different resamples."""
 
+WILDEST = 10.0
+"""Quantiles of t* beyond this many of Student's come from resamples that have lost all spread, not from skew: those
+without the one cluster that most of the value comes from."""
+
 _AT_ONCE = 2**22
 """About how many counts of clusters are held at once."""
 
@@ -51,7 +55,8 @@ def estimate_ratios(
 
     which follows the skew that divergences have: means of exponential variables, 16 clusters: it covers the truth
     in 95 of 100 samples, the percentile bootstrap in 89, Student's t in 92. With fewer than 8 clusters, or where
-    resamples without any spread make t* infinite, Student's t with C − 1 degrees of freedom is used.
+    resamples with next to no spread make t* absurd (one cluster dominates, and they lack it), Student's t with C − 1
+    degrees of freedom is used.
 
     Args:
         numerators: a, the sums in each cluster, one row for each of the F ratios.
@@ -82,7 +87,8 @@ def estimate_ratios(
     if clusters >= FEWEST:
         drawn = _studentized(a, b, resamples, seed)
         found = torch.quantile(drawn, torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=1).T
-        bounds = torch.where(found.isfinite().all(1, keepdim=True), found, bounds)
+        tame = (found.abs() <= WILDEST * student).all(1, keepdim=True)  # false for NaN, too
+        bounds = torch.where(tame, found, bounds)
     return [
         Estimate(value, error, value - upper * error, value - lower * error)
         for value, error, (lower, upper) in zip(values, errors, bounds.tolist(), strict=True)

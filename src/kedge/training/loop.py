@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedge.errors import RunError, UserError
@@ -127,7 +129,7 @@ class Session:
         self.best = state["best"]
         self.best_step = state["best_step"]
         self.mark_best()
-        work.restore(state["work"])
+        work.restore(tree_map_only(Tensor, lambda saved: saved.to(self.device), state["work"]))
         self.run.truncate_after(self.step)
         self.run.log(f"resumed from {last.name}")
         return True

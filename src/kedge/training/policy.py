@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -230,7 +231,8 @@ class PolicyWork:
         config = self.stage.trust_region.penalty
         if config is not None and config.target is not None:
             self.metrics["trust_region/target"] = config.target
-        self.penalty.update(kl, responses=len(rollout.group))
+        if math.isfinite(kl):  # else the updates have been refused, and the loop stops the run
+            self.penalty.update(kl, responses=len(rollout.group))
 
     def _finish(self, experience: Experience, seconds: float) -> Metrics:
         """Sum the step up, move β, forget the responses."""
@@ -246,7 +248,8 @@ class PolicyWork:
         metrics |= {"anchor/beta": self.controller.beta, **self._budget()}
         per_response = self.controller.unit == "nats/response"
         name = "kl/policy_reference/exact_per_response" if per_response else "kl/policy_reference/exact"
-        self.controller.update(metrics[name], responses=len(experience.rollout.group))
+        if math.isfinite(metrics[name]):  # else the updates have been refused, and the loop stops the run
+            self.controller.update(metrics[name], responses=len(experience.rollout.group))
         tokens = float(experience.rollout.response_lengths.sum())
         spent = seconds + metrics["seconds/score"] + metrics["seconds/rollout"]
         metrics["tokens_per_second"] = tokens / spent

@@ -104,7 +104,11 @@ def run_stage(
     )
     first = session.checkpoints.moments()
     progress.stage(stage.name, stage.method, first[-1].step if first else 0, stage.steps)
-    run_loop(session, work)
+    try:
+        run_loop(session, work)
+    finally:
+        for reward in inputs.reward_models if isinstance(inputs, PolicyInputs) else ():
+            reward.unload()
 
 
 def sft_work(stage: SftStage, session: Session, inputs: SftInputs) -> Work:
