@@ -232,7 +232,7 @@ def test_an_interrupt_with_low_memory_scores_what_both_have_seen(saved: tuple[st
     )  # both passes of the reference, then some
     assert found.partial
     assert found.answers
-    for moment in range(13, 30):  # a question that is whole, beside one of which nothing was scored
+    for moment in range(17, 24):  # a question that is whole, beside one of which nothing was scored
         found = compare(*saved, **settings, progress=Stopping(moment))
         assert found.partial == (
             len(found.answers) < 3 or any(each.partial for each in found.answers.values())
