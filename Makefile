@@ -50,7 +50,7 @@ bench-measure: $(VENV)/bin/.made  ## kedge measure beside its parts and the stra
 study-modes: $(BIN)/.made  ## forward and reverse KL fitted to two peaks; figure and table
 	$(BIN)/python -m studies.modes $(ARGS)
 
-study-overoptimisation: $(BIN)/.made  ## proxy and gold against √KL: no anchor, a ladder of β, a ladder of budgets; an hour, resumable
+study-overoptimisation: $(BIN)/.made  ## proxy and gold against √KL: no anchor, a ladder of β, a ladder of budgets; two hours, resumable
 	$(BIN)/python -m studies.overoptimisation $(ARGS)
 
 study-trust-region: $(BIN)/.made  ## clip, penalty, both, masks, nothing, over learning rates; an hour, resumable

@@ -83,6 +83,11 @@ def _parser() -> argparse.ArgumentParser:
     recipes.add_argument("name", nargs="?", help="which one")
     recipes.set_defaults(run=_recipes)
 
+    _add_certify(commands)
+    return parser
+
+
+def _add_certify(commands: Any) -> None:
     certify = commands.add_parser(
         "certify",
         help="prove every KL value and gradient on this installation",
@@ -117,7 +122,6 @@ def _parser() -> argparse.ArgumentParser:
         help="with --head: which ways of the head; its default if left out",
     )
     certify.set_defaults(run=_certify)
-    return parser
 
 
 def _add_measure(commands: Any) -> None:

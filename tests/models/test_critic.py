@@ -9,7 +9,16 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from kedge.errors import UserError
-from kedge.models import build_model, critic_beside, fingerprint, hidden_states, load_critic, save_model
+from kedge.models import (
+    build_model,
+    critic_beside,
+    fingerprint,
+    hidden_states,
+    load_critic,
+    reward_model_of,
+    save_model,
+    sequence_scores,
+)
 from kedge.rollout import Rollout
 
 ARCHITECTURES = ("llama", "qwen3", "gemma2", "gpt2", "mistral")
@@ -104,6 +113,22 @@ def test_a_language_model_gives_its_backbone(tmp_path: Path) -> None:
         hidden_states(critic.backbone, tokens, lengths), hidden_states(model(seed=3), tokens, lengths)
     )
     assert critic(hidden_states(critic.backbone, tokens, lengths)).tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_critic_is_saved_as_a_reward_model(architecture: str, tmp_path: Path) -> None:
+    """It comes back to the bit, and the score of a text is the value of the state after it."""
+    critic = critic_beside(model(architecture), shared=False)
+    torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(2))
+    saved = reward_model_of(critic, pad_id=0, end_ids=(1,))
+    save_model(saved, None, tmp_path)
+    back = load_critic(tmp_path)
+    assert all(torch.equal(value, back.state_dict()[name]) for name, value in critic.state_dict().items())
+    tokens, lengths = torch.tensor([5, 6, 7, 8]), torch.tensor([4])
+    assert critic.backbone is not None
+    with torch.no_grad():
+        value = critic(hidden_states(critic.backbone, tokens, lengths))[-1]
+        assert float(sequence_scores(saved, tokens, lengths)) == pytest.approx(float(value), abs=1e-6)
 
 
 def test_several_labels_are_refused(tmp_path: Path) -> None:

@@ -70,18 +70,9 @@ class Experience:
         return {**tree, "rollout": self.rollout.state(), "rewards": dict(self.rewards)}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], device: torch.device) -> Experience:
+    def from_state(cls, state: Mapping[str, Any]) -> Experience:
         """Restore ``state``."""
-
-        def moved(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return value.to(device)
-            return (
-                {name: moved(item) for name, item in value.items()} if isinstance(value, Mapping) else value
-            )
-
-        tree = {name: moved(value) for name, value in state.items()}
-        return cls(**{**tree, "rollout": Rollout.from_state(tree["rollout"])})
+        return cls(**{**state, "rollout": Rollout.from_state(state["rollout"])})
 
 
 def rows_of(lengths: Int[Tensor, " R"], responses: Int[Tensor, " r"]) -> Int[Tensor, " n"]:

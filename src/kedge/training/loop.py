@@ -55,7 +55,7 @@ class Work(Protocol):
         """Everything needed to go on to the same numbers, beside model and optimizer."""
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up ``state``."""
+        """Take up ``state``, whose tensors are on the session's device."""
 
 
 @dataclass

@@ -300,7 +300,7 @@ class PolicyWork:
         if self.critic is not None:
             self.critic.restore(state["critic"])
         experience = state["experience"]
-        self.experience = Experience.from_state(experience, self.session.device) if experience else None
+        self.experience = Experience.from_state(experience) if experience else None
         self.metrics, self.updates = state["metrics"], state["updates"]
         if state["old_head"] is not None:
             self.old_head = replace(self.scorer.head(self.session.model), **state["old_head"])
