@@ -103,9 +103,8 @@ _UPDATE = [
 _CRITIC = [
     Chart(
         "Explained variance",
-        "of the returns",
+        "1 is perfect",
         [Line("critic/explained_variance")],
-        note="1: a perfect critic; 0: no better than the mean",
     ),
     Chart(
         "Values and returns",
