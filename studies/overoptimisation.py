@@ -1,6 +1,6 @@
 """Over-optimisation of a learned reward: proxy and gold against the distance from the reference.
 
-From the recipe ``prose-rlhf``: SFT, a reward model trained on noisy preferences, then GRPO against it without an
+From the recipe ``prose-rlhf-grpo``: SFT, a reward model trained on noisy preferences, then GRPO against it without an
 anchor, for a ladder of β, and for a ladder of budgets, each from the same SFT model. The proxy is the reward
 model's score, gold the grammar's own judgement; the distance is √KL(policy‖reference) of whole responses, as in
 Gao, Schulman and Hilton, "Scaling Laws for Reward Model Overoptimization", 2022, arXiv 2210.10760.
@@ -51,7 +51,7 @@ def stage_name(setting: str) -> str:
 
 def recipe() -> dict[str, Any]:
     """Give the recipe of a seed: its stages are the settings."""
-    tree = shipped("prose-rlhf")
+    tree = shipped("prose-rlhf-grpo")
     sft, preferences, policy = (_named(tree, name) for name in ("sft", "preferences", "grpo"))
     stages: list[Stage] = [sft, preferences]
     for setting, anchor in anchors().items():

@@ -268,3 +268,12 @@ def test_recipes_that_ship(name: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["train", name, "--dry-run"]) == 0
     assert "what this amounts to" in capsys.readouterr().out
     assert load_recipe(recipes.path(name)).name == name
+
+
+def test_ppo_and_grpo_start_from_the_same_reward_model() -> None:
+    """Two recipes, so that each is short; what they share is written twice and must stay the same."""
+    ppo, grpo = (load_recipe(recipes.path(name)) for name in ("prose-rlhf", "prose-rlhf-grpo"))
+    assert (ppo.model, ppo.stages[:2]) == (grpo.model, grpo.stages[:2])
+    assert [stage.method for stage in (*ppo.stages, grpo.stages[2])] == ["sft", "reward", "ppo", "grpo"]
+    shared = {"start", "steps", "data", "rewards", "evaluation"}
+    assert ppo.stages[2].model_dump(include=shared) == grpo.stages[2].model_dump(include=shared)
