@@ -217,6 +217,50 @@ def test_a_failing_reward_loses_no_responses(tmp_path: Path) -> None:
     assert repr(traced[0]) == repr(traced[1])
 
 
+FRAGILE = """
+import pathlib
+def fragile(prompts, completions, **columns):
+    if len(prompts) == 8 and pathlib.Path({flag!r}).read_text() == "evaluation " + str(seen()):
+        raise KeyError("out of luck")
+    return [float(sum(c.isdigit() for c in text)) for text in completions]
+def seen():
+    global evaluations
+    evaluations += 1
+    return evaluations
+evaluations = 0
+"""
+
+
+@pytest.mark.parametrize(("base", "which", "saved"), [
+    (GRPO, 2, "step-000001.update-001"), (PPO, 2, "step-000001.update-004"), (PPO, 3, "step-000003.update-004"),
+], ids=["grpo", "ppo", "ppo at the end"])  # fmt: skip
+def test_a_step_whose_evaluation_failed_is_recorded_on_resume(
+    base: dict[str, Any], which: int, saved: str, tmp_path: Path
+) -> None:
+    """Its updates are not done twice; row, samples, best step and last checkpoint are those of an unbroken run."""
+    flag, reward = tmp_path / "flag", tmp_path / "fragile.py"
+    reward.write_text(FRAGILE.format(flag=str(flag)), encoding="utf-8")
+    stage = {**base, "rewards": {"functions": [{"function": f"{reward}:fragile"}]}}
+    traced = []
+    for name, broken in (("whole", 0), ("broken", which)):
+        folder = tmp_path / name
+        folder.mkdir()
+        flag.write_text(f"evaluation {broken}", encoding="utf-8")
+        config = recipe(folder, stage)
+        if broken:
+            with pytest.raises(RunError, match="out of luck"):
+                kedge.train(config)
+            checkpoints = folder / "run" / str(stage["name"]) / "checkpoints"
+            assert max(each.name for each in checkpoints.glob("step-*")) == saved
+            flag.write_text("never", encoding="utf-8")
+            config["resume"] = True
+        run = kedge.train(config).stages[str(stage["name"])]
+        state = last_state(folder, run.name)
+        traced.append((without_clock(run.metrics), run.samples, state))
+    assert [row["step"] for row in traced[1][0]] == [0, 1, 2, 3, 4]
+    assert repr(traced[0]) == repr(traced[1])
+
+
 def test_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     config = recipe(tmp_path)
     before = kedge.train(config).stages["grpo"].metrics

@@ -81,6 +81,8 @@ class Session:
     step: int = 0
     best: float = -math.inf
     best_step: int | None = None
+    unrecorded: Metrics | None = None
+    """Of a step whose updates are done and whose evaluation is not."""
 
     @property
     def updaters(self) -> list[Updater]:
@@ -97,11 +99,14 @@ class Session:
             "step": self.step,
             "best": self.best,
             "best_step": self.best_step,
+            "unrecorded": self.unrecorded,
             "identity": dict(self.identity),
             "optimizer": self.updater.state_dict(),
             "work": work.state(),
         }
-        self.checkpoints.save(work.moment(self.step), self.model, self.tokenizer, state)
+        updated = Moment(self.step - 1, self.stage.updates_per_step)
+        moment = work.moment(self.step) if self.unrecorded is None else updated
+        self.checkpoints.save(moment, self.model, self.tokenizer, state)
 
     def mark_best(self) -> None:
         """Let the link ``best`` follow the best step whose checkpoint exists."""
@@ -128,9 +133,10 @@ class Session:
         self.step = state["step"]
         self.best = state["best"]
         self.best_step = state["best_step"]
+        self.unrecorded = state.get("unrecorded")
         self.mark_best()
         work.restore(tree_map_only(Tensor, lambda saved: saved.to(self.device), state["work"]))
-        self.run.truncate_after(self.step)
+        self.run.truncate_after(self.step - (self.unrecorded is not None))
         self.run.log(f"resumed from {last.name}")
         return True
 
@@ -141,9 +147,11 @@ def run_loop(session: Session, work: Work) -> None:
         metrics, _ = _evaluate(session, work)
         _record(session, metrics)
     try:
-        while session.step < session.stage.steps:
+        while session.step < session.stage.steps or session.unrecorded is not None:
             session.interrupt.check()
-            _step(session, work)
+            if session.unrecorded is None:
+                session.unrecorded = _step(session, work)
+            _conclude(session, work, session.unrecorded)
     except (RunError, Interrupted):
         session.save(work)
         raise
@@ -152,19 +160,25 @@ def run_loop(session: Session, work: Work) -> None:
     link_final_model(session.run.path, session.checkpoints.moments()[-1])
 
 
-def _step(session: Session, work: Work) -> None:
+def _step(session: Session, work: Work) -> Metrics:
     started = time.perf_counter()
     metrics = work.step(session.step)
     session.step += 1
     metrics["skipped_updates"] = float(sum(updater.skipped for updater in session.updaters))
     metrics["memory_peak_bytes"] = float(_peak_memory(session.device))
     metrics["seconds/total"] = time.perf_counter() - started
+    return metrics
+
+
+def _conclude(session: Session, work: Work, metrics: Metrics) -> None:
+    """Evaluate and save where that is due, and record the step; what fails in here is done again on resume."""
     last = session.step == session.stage.steps
     improved = False
     if last or work.evaluation_due(session.step):
         found, improved = _evaluate(session, work)
-        metrics |= found
+        metrics = metrics | found
     _record(session, metrics)
+    session.unrecorded = None
     if last or improved or session.step % session.stage.checkpoint.every == 0:
         session.save(work)
     session.mark_best()

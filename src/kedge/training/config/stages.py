@@ -55,6 +55,11 @@ class _Stage(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     compute: ComputeConfig = ComputeConfig()
 
+    @property
+    def updates_per_step(self) -> int:
+        """Optimizer updates a step."""
+        return 1
+
 
 class SftStage(_Stage):
     """Supervised fine-tuning: minimise cross-entropy on the data, which is KL(data‖policy) up to H(data)."""
