@@ -311,6 +311,13 @@ def test_token_ids_go_to_functions_that_name_them() -> None:
     rewards.check_columns(["answer"])
     assert rewards.score(PROMPTS, COMPLETIONS, {"answer": list("abcd"), **IDS}).total == [1.0, 2.0, 1.0, 1.0]
     assert seen == [(IDS["completion_ids"], {"answer": list("abcd")}), {"answer": list("abcd")}]
+
+    def finished(prompts: list[str], completions: list[str], completion_finished: list[bool]) -> Any:
+        return [float(each) for each in completion_finished]
+
+    only(finished).check_columns(["answer"])
+    ended = {"completion_finished": [True, False, True, True]}
+    assert only(finished).score(PROMPTS, COMPLETIONS, ended).total == [1.0, 0.0, 1.0, 1.0]
     with pytest.raises(UserError, match="needs the column 'completion_ids'"):
         rewards.score(PROMPTS, COMPLETIONS)
 

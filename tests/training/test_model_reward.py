@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import kedge
 from kedge.errors import UserError
 from kedge.models import build_model, fingerprint, reward_model_from, save_model, train_bpe
+from kedge.rewards import RewardError
 from kedge.runs import read_metrics
 from kedge.tasks import prose
 from kedge.training.config import ComputeConfig
@@ -25,6 +26,7 @@ COMPLETIONS = [row["chosen"] for row in PAIRS]
 WORDS = prose.tokenizer()
 PROMPT_IDS = [WORDS.encode(text) for text in PROMPTS]
 COMPLETION_IDS = [[*WORDS.encode(text), 1] for text in COMPLETIONS]
+ENDED, CUT = [True] * 12, [False] * 12
 
 
 def save_scorer(
@@ -50,12 +52,12 @@ def loaded(source: Path, **compute: Any) -> ModelReward:
 
 def test_micro_batches_and_order_change_nothing(tmp_path: Path) -> None:
     source = save_scorer(tmp_path)
-    expected = loaded(source, micro_batch=64)(PROMPTS, COMPLETIONS, PROMPT_IDS, COMPLETION_IDS)
+    expected = loaded(source, micro_batch=64)(PROMPTS, COMPLETIONS, PROMPT_IDS, COMPLETION_IDS, ENDED)
     assert torch.tensor(expected).std() > 0.1
     for compute in ({"micro_batch": 1}, {"micro_batch": 5}, {"layout": "packed"}):
-        found = loaded(source, **compute)(PROMPTS, COMPLETIONS, PROMPT_IDS, COMPLETION_IDS)
+        found = loaded(source, **compute)(PROMPTS, COMPLETIONS, PROMPT_IDS, COMPLETION_IDS, ENDED)
         assert found == pytest.approx(expected, abs=1e-10)
-    turned = [column[::-1] for column in (PROMPTS, COMPLETIONS, PROMPT_IDS, COMPLETION_IDS)]
+    turned = [column[::-1] for column in (PROMPTS, COMPLETIONS, PROMPT_IDS, COMPLETION_IDS, ENDED)]
     assert loaded(source)(*turned)[::-1] == pytest.approx(expected, abs=1e-10)
 
 
@@ -64,7 +66,7 @@ def test_it_is_frozen_and_in_evaluation_mode(tmp_path: Path) -> None:
     assert reward.model is not None
     assert not reward.model.training
     assert not any(parameter.requires_grad for parameter in reward.model.parameters())
-    reward(PROMPTS[:2], COMPLETIONS[:2], PROMPT_IDS[:2], COMPLETION_IDS[:2])
+    reward(PROMPTS[:2], COMPLETIONS[:2], PROMPT_IDS[:2], COMPLETION_IDS[:2], ENDED[:2])
     assert all(parameter.grad is None for parameter in reward.model.parameters())
 
 
@@ -72,10 +74,13 @@ def test_the_drawn_tokens_are_scored_and_not_their_text(tmp_path: Path) -> None:
     """A response that was cut has no end token, and its score says so."""
     reward = loaded(save_scorer(tmp_path))
     assert reward.tokenizer is None
-    whole = reward(PROMPTS, COMPLETIONS, PROMPT_IDS, COMPLETION_IDS)
-    cut = reward(PROMPTS, COMPLETIONS, PROMPT_IDS, [ids[:-1] for ids in COMPLETION_IDS])
+    whole = reward(PROMPTS, COMPLETIONS, PROMPT_IDS, COMPLETION_IDS, ENDED)
+    without_end = [ids[:-1] for ids in COMPLETION_IDS]
+    cut = reward(PROMPTS, COMPLETIONS, PROMPT_IDS, without_end, CUT)
     assert all(abs(a - b) > 1e-6 for a, b in zip(whole, cut, strict=True))
-    assert reward(PROMPTS, ["?"] * 12, PROMPT_IDS, COMPLETION_IDS) == whole
+    assert reward(PROMPTS, ["?"] * 12, PROMPT_IDS, COMPLETION_IDS, ENDED) == whole
+    by_stop_string = reward(PROMPTS, COMPLETIONS, PROMPT_IDS, without_end, ENDED)
+    assert by_stop_string == pytest.approx(whole)
 
 
 def test_another_tokenizer_reads_the_text(tmp_path: Path) -> None:
@@ -84,10 +89,11 @@ def test_another_tokenizer_reads_the_text(tmp_path: Path) -> None:
     reward = loaded(save_scorer(tmp_path, pieces, context=256), micro_batch=3)
     assert reward.tokenizer is not None
     nonsense = [[0]] * 12
-    ended = reward(PROMPTS, COMPLETIONS, nonsense, [[5, 1]] * 12)
-    cut = reward(PROMPTS, COMPLETIONS, nonsense, [[5]] * 12)
+    ended = reward(PROMPTS, COMPLETIONS, nonsense, [[5, 1]] * 12, ENDED)
+    by_stop_string = reward(PROMPTS, COMPLETIONS, nonsense, [[5]] * 12, ENDED)
+    cut = reward(PROMPTS, COMPLETIONS, nonsense, [[5]] * 12, CUT)
     assert reward.model is not None
-    for end, found in (([1], ended), ([], cut)):
+    for end, found in (([1], ended), ([1], by_stop_string), ([], cut)):
         for prompt, completion, score in zip(PROMPTS, COMPLETIONS, found, strict=True):
             ids = torch.tensor([[*pieces.encode(prompt), *pieces.encode(completion), *end]])
             assert score == pytest.approx(float(reward.model(input_ids=ids).logits.detach()), abs=1e-10)
@@ -111,6 +117,43 @@ def test_by_path_with_another_tokenizer_said_once(tmp_path: Path) -> None:
     log = (run.path / "log.txt").read_text()
     assert log.count("reward model 'mine' has another tokenizer than the policy") == 1
     assert run.metrics[-1]["reward/mine"] == pytest.approx(run.metrics[-1]["reward/mean"])
+
+
+def test_a_response_too_long_for_another_tokenizer_is_a_failed_reward(tmp_path: Path) -> None:
+    """Stop: the responses are saved, and used once there is room. Drop: they are unscorable, the others are not."""
+    pieces = train_bpe(["a"], 258)  # a token a byte, so that what is twelve words is at times beyond 92
+    source = save_scorer(tmp_path / "mine", pieces, context=92)
+    given = config(tmp_path, {"model": str(source)}, rollout={**AGAINST_IT["rollout"], "max_new_tokens": 12})
+    with pytest.raises(
+        RewardError, match=r"reward model 'mine', response to .* its context is 92: lower rollout"
+    ):
+        kedge.train(given)
+    run = tmp_path / "run" / "grpo"
+    assert [each.name for each in (run / "checkpoints").iterdir()] == ["step-000000.update-000"]
+    drop = {**given["stages"][0]["rewards"], "on_error": "drop"}
+    again = {**given, "stages": [{**given["stages"][0], "rewards": drop}], "resume": True}
+    found = kedge.train(again).stages["grpo"].metrics
+    assert [row["step"] for row in found] == [1, 2]
+    assert all(0 < row["reward/unscorable_fraction"] < 1 for row in found)
+
+
+def test_a_stop_string_ends_a_response_for_the_reward_model(tmp_path: Path) -> None:
+    """What training asks for a score is the response with an end token, where no end was drawn."""
+    source = save_scorer(tmp_path / "mine")
+    rollout = {**AGAINST_IT["rollout"], "stop": ["e"], "truncated": "mask"}
+    run = kedge.train(
+        config(tmp_path, {"model": str(source)}, rollout=rollout, evaluation=AGAINST_IT["evaluation"])
+    ).stages["grpo"]
+    scorer = AutoModelForSequenceClassification.from_pretrained(source).double()
+    by_stop_string = 0
+    for sample in run.samples:
+        ids = [WORDS.convert_tokens_to_ids(token) for token in sample["tokens"]]
+        by_stop_string += sample["finished"] and ids[-1] != 1
+        ended = [1] if sample["finished"] and ids[-1] != 1 else []
+        whole = torch.tensor([[*WORDS.encode(sample["prompt"]), *ids, *ended]])
+        score = float(scorer(input_ids=whole).logits.detach())
+        assert sample["reward"] == pytest.approx(score, abs=1e-4)
+    assert by_stop_string > 0
 
 
 def test_the_chain(tmp_path: Path) -> None:

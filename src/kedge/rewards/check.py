@@ -11,21 +11,21 @@ from kedge.errors import UserError
 from kedge.rewards.failure import RewardError
 
 RESERVED = ("prompts", "completions")
-TOKENS = ("prompt_ids", "completion_ids")
-"""Token ids of prompts and responses, for functions that name them; as TRL calls them."""
+ON_REQUEST = ("prompt_ids", "completion_ids", "completion_finished")
+"""Token ids of prompts and responses, as TRL calls them, and whether a response ended by itself."""
 _SHOWN = 80
 
 
 def accepted_columns(name: str, function: Callable[..., Any], columns: Iterable[str]) -> list[str]:
     """Choose the columns that a function is called with: all if it takes ``**kwargs``, else those it names.
 
-    Token ids (`TOKENS`) go only to functions that name them.
+    What is there `ON_REQUEST` goes only to functions that name it.
 
     Raises:
         UserError: it needs a column that the data do not have, or does not take prompts and completions.
     """
-    known = [key for key in columns if key not in TOKENS]
-    tokens = [key for key in columns if key in TOKENS]
+    known = [key for key in columns if key not in ON_REQUEST]
+    ours = [key for key in columns if key in ON_REQUEST]
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # builtins may have none
@@ -45,14 +45,14 @@ def accepted_columns(name: str, function: Callable[..., Any], columns: Iterable[
     missing = [
         key
         for key, parameter in by_name.items()
-        if parameter.default is parameter.empty and key not in [*known, *tokens, *RESERVED]
+        if parameter.default is parameter.empty and key not in [*known, *ours, *RESERVED]
     ]
     if missing:
         raise UserError(
             f"reward {name!r} needs the column {missing[0]!r}, which the data do not have; "
             f"their columns: {', '.join(known) or 'none'}"
         )
-    named = [key for key in [*known, *tokens] if key in by_name]
+    named = [key for key in [*known, *ours] if key in by_name]
     return list(dict.fromkeys([*known, *named])) if open_ended else named
 
 

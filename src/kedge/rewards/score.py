@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from kedge.errors import KedgeError, UserError
-from kedge.rewards.check import RESERVED, TOKENS, accepted_columns, checked_values
+from kedge.rewards.check import ON_REQUEST, RESERVED, accepted_columns, checked_values
 from kedge.rewards.failure import RewardError, RewardTimeoutError
 from kedge.rewards.limit import TimedOut, call
 
@@ -90,7 +90,7 @@ class RewardSet:
         Raises:
             UserError: one is missing.
         """
-        known = [*(column for column in columns if column not in RESERVED), *TOKENS]
+        known = [*(column for column in columns if column not in RESERVED), *ON_REQUEST]
         for reward in self.rewards:
             accepted_columns(reward.name, reward.function, known)
 
@@ -105,7 +105,7 @@ class RewardSet:
         Args:
             prompts: R texts, or R message lists.
             completions: the same of the responses, without special tokens.
-            columns: R values of each other column of the data; ``prompt_ids`` and ``completion_ids`` are token ids.
+            columns: R values of each other column of the data, and of what functions may ask for (`ON_REQUEST`).
 
         Returns:
             Totals and values, R each.

@@ -183,6 +183,7 @@ def reward(
             **prompts.columns(rows),
             "prompt_ids": [prompts.tokens[row] for row in rows],
             "completion_ids": batch.rollout.responses(),
+            "completion_finished": batch.rollout.finished.tolist(),
         },
     )
     for error in result.dropped:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kedge.data import encode_example
 from kedge.errors import UserError
 from kedge.models import context_length
+from kedge.rewards import RewardError
 from kedge.training.config import ComputeConfig
 from kedge.training.resources import load_scorer
 from kedge.training.scoring import scored_sequences
@@ -22,8 +23,8 @@ from kedge.training.scoring import scored_sequences
 class ModelReward:
     """A reward model, called as reward functions are, with the responses' tokens beside their texts.
 
-    A response is scored as it was drawn: its own tokens, with an end token where it has ended. Where the
-    reward model has another tokenizer than the policy, prompt and completion go through their texts instead.
+    A response is scored as it was drawn: its own tokens, and an end token behind one that a stop string ended.
+    Where the reward model has another tokenizer than the policy, prompt and completion go through their texts instead.
     """
 
     name: str
@@ -77,13 +78,18 @@ class ModelReward:
         completions: Sequence[Any],
         prompt_ids: Sequence[list[int]],
         completion_ids: Sequence[list[int]],
+        completion_finished: Sequence[bool],
     ) -> list[float]:
-        """Score responses, those of like length together."""
+        """Score responses, those of like length together.
+
+        Raises:
+            RewardError: one cannot be read by the reward model.
+        """
         assert self.model is not None, "it is loaded before its stage begins"
         sequences = [
-            torch.tensor(self._tokens(*response, f"reward model {self.name!r}, response {index}"))
+            torch.tensor(self._read(index, *response))
             for index, response in enumerate(
-                zip(prompts, completions, prompt_ids, completion_ids, strict=True)
+                zip(prompts, completions, prompt_ids, completion_ids, completion_finished, strict=True)
             )
         ]
         order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
@@ -95,14 +101,38 @@ class ModelReward:
         values: list[float] = scores.tolist()
         return values
 
-    def _tokens(
-        self, prompt: Any, completion: Any, prompt_ids: list[int], completion_ids: list[int], place: str
+    def _read(
+        self,
+        index: int,
+        prompt: Any,
+        completion: Any,
+        prompt_ids: list[int],
+        completion_ids: list[int],
+        finished: bool,
     ) -> list[int]:
-        if self.tokenizer is None:
-            return [*prompt_ids, *completion_ids]
-        tokens, _ = encode_example({"prompt": prompt, "completion": completion}, self.tokenizer, place=place)
-        ended = bool(completion_ids) and completion_ids[-1] in self.end_ids
-        return tokens if ended else tokens[:-1]
+        """Give the tokens that are scored; what cannot be is the failure of this response alone."""
+        answered = f"reward model {self.name!r}, response to {prompt!r:.60}"
+        if self.tokenizer is not None:
+            row = {"prompt": prompt, "completion": completion}
+            try:
+                tokens, _ = encode_example(row, self.tokenizer, place=answered)
+            except UserError as error:
+                raise RewardError(str(error), self.name, sample=index) from error
+            tokens = tokens if finished else tokens[:-1]
+        else:
+            by_stop_string = finished and completion_ids[-1] not in self.end_ids
+            tokens = [*prompt_ids, *completion_ids, *(self.end_ids[:1] if by_stop_string else ())]
+        assert self.model is not None
+        context = context_length(self.model)
+        if context is not None and len(tokens) > context:
+            raise RewardError(
+                f"{answered}: {len(tokens)} tokens with its prompt, and its context is {context}: lower "
+                "rollout.max_new_tokens, take a reward model of longer context, or leave such responses unscored with "
+                "rewards.on_error: drop",
+                self.name,
+                sample=index,
+            )
+        return tokens
 
 
 def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
