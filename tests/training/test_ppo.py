@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,46 @@ def test_what_is_measured_after_a_step_is_exact(tmp_path: Path) -> None:
     row = rows(tmp_path / "once", once)[0]
     assert row["kl/old_policy/exact"] == pytest.approx(0, abs=1e-10)
     assert row["kl/old_policy/exact_after_step"] > 1e-4
+
+
+def test_the_penalty_is_measured_where_it_holds(tmp_path: Path) -> None:
+    """KL(old‖policy) of transformers' own logits, over the responses that could be scored; β follows that figure."""
+    words = sums.tokenizer()
+    policy = build_model(len(words), hidden_size=32, layers=2, heads=2, context=48, pad_id=0, eos_id=1)
+    old, answers = copy.deepcopy(policy), []
+
+    def even(prompts: Any, completions: Any, prompt_ids: Any, completion_ids: Any) -> list[float | None]:
+        pairs = list(zip(prompt_ids, completion_ids, strict=True))
+        answers.extend(pairs)
+        return [float(len(set(ids))) if sum(ids) % 2 == 0 else None for _, ids in pairs]
+
+    stage = {**PENALISED, "steps": 1, "rewards": None, "trust_region": {"penalty": {"target": 0.01}}}
+    given = {**recipe(tmp_path, stage), "model": {}}
+    (row,) = kedge.train(given, model=policy, tokenizer=words, rewards=[even]).stages["ppo"].metrics
+    assert 0 < row["reward/unscorable_fraction"] < 1
+
+    def kl(responses: Any) -> float:
+        found = []
+        for prompt, ids in responses:
+            whole, states = torch.tensor([[*prompt, *ids]]), slice(len(prompt) - 1, -1)
+            p, q = (
+                model(input_ids=whole).logits[0, states].double().log_softmax(-1) for model in (old, policy)
+            )
+            found.append((p.exp() * (p - q)).sum(-1).detach())
+        return float(torch.cat(found).mean())
+
+    scored = kl([(prompt, ids) for prompt, ids in answers if sum(ids) % 2 == 0])
+    assert row["kl/old_policy/exact_after_step"] == pytest.approx(scored, rel=1e-4)
+    assert abs(kl(answers) / scored - 1) > 0.01
+
+
+def test_a_step_that_teaches_nothing_leaves_the_penalty_as_it_is(tmp_path: Path) -> None:
+    reward = tmp_path / "nothing.py"
+    reward.write_text("def nothing(prompts, completions, **columns):\n    return [None] * len(prompts)\n")
+    stage = {**PENALISED, "steps": 3, "rewards": {"functions": [{"function": f"{reward}:nothing"}]}}
+    found = rows(tmp_path, stage)
+    assert [row["trust_region/beta"] for row in found] == [0.01] * 3
+    assert all(math.isnan(row["kl/old_policy/exact_after_step"]) for row in found)
 
 
 @pytest.mark.parametrize("level", ["token", "response"])

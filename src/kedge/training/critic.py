@@ -77,9 +77,7 @@ class CriticWork:
         """Give the share of some tokens in the value loss of a minibatch: its mean over all tokens learnt from."""
         assert batch.values is not None
         assert batch.returns is not None
-        lengths = batch.rollout.response_lengths
-        used = batch.rollout.mask & batch.learn.repeat_interleave(lengths)
-        weights = aggregation_weights(lengths, used, "token_mean")[rows]
+        weights = aggregation_weights(batch.rollout.response_lengths, batch.learnt, "token_mean")[rows]
         values = self.critic(hidden)
         return weights * value_loss(values, batch.values[rows], batch.returns[rows], clip=self.config.clip)
 

@@ -39,6 +39,11 @@ class Experience:
     statistics: Mapping[str, Float[Tensor, " N"]] | None = None
     """What the old policy's pass found, for the first update."""
 
+    @property
+    def learnt(self) -> Bool[Tensor, " N"]:
+        """Tokens that are learnt from."""
+        return self.rollout.mask & self.learn.repeat_interleave(self.rollout.response_lengths)
+
     def select(self, responses: Int[Tensor, " r"]) -> Experience:
         """Take some responses, in the order given."""
         tokens = rows_of(self.rollout.response_lengths, responses)

@@ -174,11 +174,10 @@ class PolicyWork:
         rollout = batch.rollout
         lengths, mask = rollout.response_lengths, rollout.mask
         mode, constant = self.stage.aggregation.mode, self.stage.constant_length
-        learn = mask & batch.learn.repeat_interleave(lengths)
         per_token = self.stage.anchor.unit == "nats/token"
         inputs = TokenInputs(
             advantages=batch.advantages,
-            weights=aggregation_weights(lengths, learn, mode, constant_length=constant),
+            weights=aggregation_weights(lengths, batch.learnt, mode, constant_length=constant),
             anchor_weights=aggregation_weights(lengths, mask, "token_mean")
             if per_token
             else aggregation_weights(lengths, mask, "constant", constant_length=constant or 1),
@@ -208,10 +207,10 @@ class PolicyWork:
         if VALUE_LOSS in scores:
             metrics["critic/loss"] = float(scores[VALUE_LOSS].sum())
         if "old.forward_kl" in scores:
-            metrics["kl/old_policy/exact"] = float(masked_mean(scores["old.forward_kl"], rollout.mask))
+            metrics["kl/old_policy/exact"] = float(masked_mean(scores["old.forward_kl"], batch.learnt))
         if batch.old_log_probs is not None:
             moved = k3(batch.old_log_probs, scores["log_prob"])
-            metrics["kl/old_policy/k3"] = float(masked_mean(moved, rollout.mask))
+            metrics["kl/old_policy/k3"] = float(masked_mean(moved, batch.learnt))
         if not self.updates:
             mismatch = k3(rollout.sampler_log_probs, scores["log_prob"])
             metrics["kl/sampler_policy/k3"] = float(masked_mean(mismatch, rollout.mask))
@@ -219,19 +218,23 @@ class PolicyWork:
 
     @torch.no_grad()
     def _adapt_penalty(self, experience: Experience) -> None:
-        """Measure how far the step has carried the policy from the old one, and set the next step's β by it."""
+        """Measure how far the step has carried the policy from the old one, and set the next step's β by it.
+
+        Over the tokens learnt from, as the penalty itself: the others it does not hold.
+        """
         if self.penalty is None:
             return
         rollout, model = experience.rollout, self.session.model
         hidden = self.scorer.hidden_in_parts(model, rollout)
         old = {"old": self._anchors(experience, slice(None))["old"]}
         scores = self.scorer.scores(hidden, self.scorer.head(model), rollout, old, {"old.forward_kl"})
-        kl = float(masked_mean(scores["old.forward_kl"], rollout.mask))
+        learnt = experience.learnt
+        kl = float(masked_mean(scores["old.forward_kl"], learnt)) if bool(learnt.any()) else math.nan
         self.metrics |= {"kl/old_policy/exact_after_step": kl, "trust_region/beta": self.penalty.beta}
         config = self.stage.trust_region.penalty
         if config is not None and config.target is not None:
             self.metrics["trust_region/target"] = config.target
-        if math.isfinite(kl):  # else the updates have been refused, and the loop stops the run
+        if math.isfinite(kl):  # else nothing was learnt, or the updates have been refused
             self.penalty.update(kl, responses=len(rollout.group))
 
     def _finish(self, experience: Experience, seconds: float) -> Metrics:
