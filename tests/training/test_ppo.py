@@ -40,7 +40,12 @@ CHANGES: dict[str, dict[str, Any]] = {
         "anchor": {"gradient": "sequence", "baseline": True, "controller": {"kind": "fixed", "beta": 0.1}}
     },
     "token anchor": {"anchor": {"controller": {"kind": "fixed", "beta": 0.1}}},
-    "one update": {"epochs": 1, "minibatches": 1, "anchor": {"controller": {"kind": "fixed", "beta": 0.1}}},
+    "one update": {
+        "epochs": 1,
+        "minibatches": 1,
+        "anchor": {"controller": {"kind": "fixed", "beta": 0.1}},
+        "critic": {"optimizer": {"learning_rate": 3e-3}},
+    },
     "fixed penalty": {"trust_region": {"kind": "none", "penalty": {"beta": 0.5}}},
     "responses masked": {
         "trust_region": {"kind": "cispo", "mask": {"measure": "kl", "threshold": 1e-3, "level": "response"}}
@@ -122,7 +127,7 @@ def test_what_is_unscorable_does_not_count_in_the_mean(tmp_path: Path) -> None:
         "minibatches": 1,
         "rewards": {"functions": [{"function": f"{reward}:half"}]},
         "anchor": {**PPO["anchor"], "controller": {"kind": "fixed", "beta": 0.0}},
-        "critic": {"clip": None},
+        "critic": {},
         "advantage": {"trace": 1.0},
     }
     (row,) = rows(tmp_path, stage)
@@ -171,7 +176,7 @@ def test_what_is_measured_after_a_step_is_exact(tmp_path: Path) -> None:
     still = {**PENALISED, "steps": 1, "optimizer": {"learning_rate": 1e-12}}
     assert rows(tmp_path / "still", still)[0]["kl/old_policy/exact_after_step"] == pytest.approx(0, abs=1e-10)
     region = {"penalty": {"beta": 0.0}}
-    once = {**PENALISED, "steps": 1, "epochs": 1, "minibatches": 1, "trust_region": region}
+    once = {**PENALISED, "steps": 1, "epochs": 1, "minibatches": 1, "trust_region": region, "critic": {}}
     row = rows(tmp_path / "once", once)[0]
     assert row["kl/old_policy/exact"] == pytest.approx(0, abs=1e-10)
     assert row["kl/old_policy/exact_after_step"] > 1e-4
@@ -321,9 +326,21 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"epochs": 1, "minibatches": 1, "trust_region": {"penalty": {}}},
         "trust_region.penalty does nothing with one update a step",
     ),
-    "mask and limit with one update": (
-        {"epochs": 1, "minibatches": 1, "old_kl_limit": 1.0, "trust_region": {"mask": {"threshold": 0.1}}},
-        "old_kl_limit and trust_region.mask do nothing with one update a step",
+    "mask with one update": (
+        {"epochs": 1, "minibatches": 1, "trust_region": {"mask": {"threshold": 0.1}}},
+        "trust_region.mask does nothing with one update a step",
+    ),
+    "clip with one update": (
+        {"epochs": 1, "minibatches": 1, "trust_region": {"high": 0.3}},
+        "trust_region.high does nothing with one update a step",
+    ),
+    "dual with one update": (
+        {"epochs": 1, "minibatches": 1, "trust_region": {"dual": 3.0}},
+        "trust_region.dual does nothing with one update a step",
+    ),
+    "values clipped with one update": (
+        {"epochs": 1, "minibatches": 1},
+        "critic.clip does nothing with one update a step",
     ),
     "target without penalty": (
         {"trust_region": {"penalty": {"beta": 0.0, "target": 0.1}}},

@@ -59,14 +59,16 @@ def derived_sizes(stage: Stage) -> list[tuple[str, str]]:
             "anchor",
             f"{stage.anchor.measure} KL in the {stage.anchor.placement}, gradient {stage.anchor.gradient}; {text}",
         ),
-        ("trust region", _trust_region(stage.trust_region)),
+        ("trust region", _trust_region(stage.trust_region, stage.updates_per_step)),
     ]
     return [*sizes, ("critic", _critic(stage))] if isinstance(stage, PpoStage) else sizes
 
 
-def _trust_region(region: TrustRegionConfig) -> str:
+def _trust_region(region: TrustRegionConfig, updates: int) -> str:
     """Put in words what keeps a step small."""
     bounds = "" if region.kind == "none" else f" {1 - region.low:g} to {1 + region.high:g}"
+    if updates == 1:
+        return "none needed: one update a step, and the ratio is 1"
     parts = [f"ratio {region.kind}{bounds}" + (f", dual {region.dual:g}" if region.dual is not None else "")]
     if (penalty := region.penalty) is not None:
         hold = f" towards {penalty.target:g} nats/token a step" if penalty.target is not None else ""

@@ -30,13 +30,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     def idle(self) -> Mapping[str, str]:
-        """Say which settings do nothing beside the others, and beside which: "with kind: none"."""
+        """Say which settings do nothing beside the others, and beside which: "with kind: none".
+
+        A setting of a section below goes by its path: "trust_region.low".
+        """
         return {}
 
     @model_validator(mode="after")
     def _nothing_idle(self) -> Section:
         for name, beside in self.idle().items():
-            if name in self.model_fields_set:
+            if _given(self, name.split(".")):
                 raise ValueError(f"{name} does nothing {beside}")
         return self
 
@@ -44,5 +47,14 @@ class Section(BaseModel):
     def _without_idle(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         written = write(self)
         for name in self.idle():
-            written.pop(name, None)
+            *sections, key = name.split(".")
+            place = written
+            for section in sections:
+                place = place.get(section, {})
+            place.pop(key, None)
         return written
+
+
+def _given(section: BaseModel, path: list[str]) -> bool:
+    first, *rest = path
+    return first in section.model_fields_set and (not rest or _given(getattr(section, first), rest))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -18,6 +19,11 @@ from kedge.training.config.objective import (
 )
 from kedge.training.config.section import Name, NonNegative, Positive, Rate, Section
 from kedge.training.config.updates import CheckpointConfig, ComputeConfig, OptimizerConfig
+
+AT_THE_OLD_POLICY = (
+    "with one update a step, when policy and critic still are those that the step began with; raise epochs or "
+    "minibatches"
+)
 
 
 class SftEvaluationConfig(Section):
@@ -100,6 +106,16 @@ class PolicyStage(_Stage):
     """Skip the rest of a step's updates once KL(old‖policy), exact, passes this many nats per token."""
     evaluation: EvaluationConfig | None = None
 
+    def idle(self) -> Mapping[str, str]:
+        """What compares the policy with the old one does nothing where they are the same at every update."""
+        if self.updates_per_step > 1:
+            return {}
+        region = self.trust_region
+        penalised = region.penalty is not None and region.penalty.beta > 0  # of 0, it measures
+        settings = ("kind", "low", "high", "dual", "mask", *(("penalty",) if penalised else ()))
+        names = ("old_kl_limit", *(f"trust_region.{name}" for name in settings))
+        return dict.fromkeys(names, AT_THE_OLD_POLICY)
+
     @model_validator(mode="after")
     def _sizes(self) -> PolicyStage:
         count = self.units_per_step
@@ -117,27 +133,7 @@ class PolicyStage(_Stage):
                 "anchor.baseline averages the other responses to the prompt, and responses_per_prompt is 1: leave it "
                 "out or raise responses_per_prompt"
             )
-        if self.updates_per_step == 1:
-            self._refuse_what_needs_updates()
         return self
-
-    def _refuse_what_needs_updates(self) -> None:
-        """Refuse what compares the policy with the old one where they are the same at every update."""
-        region = self.trust_region
-        idle = [
-            name
-            for name, given in {
-                "old_kl_limit": self.old_kl_limit is not None,
-                "trust_region.penalty": region.penalty is not None and region.penalty.beta > 0,
-                "trust_region.mask": region.mask is not None,
-            }.items()
-            if given
-        ]
-        if idle:
-            raise ValueError(
-                f"{' and '.join(idle)} {'do' if len(idle) > 1 else 'does'} nothing with one update a step, when the "
-                "policy still is the old one; raise epochs or minibatches"
-            )
 
     @property
     def constant_length(self) -> int | None:
@@ -199,6 +195,11 @@ class PpoStage(PolicyStage):
     method: Literal["ppo"]
     critic: CriticConfig = CriticConfig()
     advantage: GaeConfig = GaeConfig()
+
+    def idle(self) -> Mapping[str, str]:
+        """A critic that has not moved either has nothing to clip."""
+        once = {"critic.clip": AT_THE_OLD_POLICY} if self.updates_per_step == 1 else {}
+        return {**super().idle(), **once}
 
     @model_validator(mode="after")
     def _learns_from_all(self) -> PpoStage:
