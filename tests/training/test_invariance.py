@@ -168,3 +168,29 @@ def test_prompt_tokens_never_contribute(work: PolicyWork, monkeypatch: pytest.Mo
     predicting[rollout.predicting()] = True
     assert not bool((touched & ~predicting).any())
     assert bool(touched[predicting].all())
+
+
+@pytest.mark.parametrize("method", ["grpo", "ppo"])
+def test_float64_is_float64_throughout(method: str, tmp_path: Path) -> None:
+    """Rewards of 1 to 3 beside 2²⁷, where float32 goes in steps of 8 and 16: what is learnt is the difference."""
+    reward = tmp_path / "high.py"
+    base = {**GRPO, "advantage": {"kind": "mean"}}
+    if method == "ppo":  # whitened, and with a trace of 1 all tokens of a response have its reward
+        base = {**OF_PPO, "advantage": {"trace": 1.0}}
+    stage = {**base, "name": method, "steps": 1, "evaluation": None, "epochs": 2, "minibatches": 1}
+    stage = {
+        **stage,
+        "compute": {"micro_batch": 16},
+        "rewards": {"functions": [{"function": f"{reward}:high"}]},
+    }
+    found = []
+    for offset in (0.0, 2.0**27):
+        reward.write_text(
+            "def high(prompts, completions, **columns):\n"
+            f"    return [{offset} + len(set(text)) % 3 for text in completions]\n"
+        )
+        given = recipe(tmp_path, stage, model={**MODEL, "dtype": "float64"}, out=str(tmp_path / str(offset)))
+        (row,) = kedge.train(given).stages[method].metrics
+        found.append(row["gradient/norm"])
+    assert found[0] > 1e-3
+    assert found[1] == pytest.approx(found[0], rel=1e-6)

@@ -173,7 +173,10 @@ def reward(
     tokenizer: PreTrainedTokenizerBase,
     log: Callable[[str], None],
 ) -> Batch:
-    """Have a batch rewarded: functions see prompts and completions as text, or as messages where prompts are."""
+    """Have a batch rewarded, in the precision of its log-probabilities.
+
+    Functions see prompts and completions as text, or as messages where prompts are.
+    """
     rows = batch.response_rows
     completions = decode(batch.rollout, tokenizer)
     result = rewards.score(
@@ -189,9 +192,9 @@ def reward(
     for error in result.dropped:
         answered = prompts.shown[rows[error.sample]] if error.sample is not None else None
         log(f"left out as unscorable: {error} (prompt: {answered!r})\n{error.traceback}".rstrip())
-    device = batch.rollout.response_tokens.device
-    by_name = {name: torch.as_tensor(values).to(device) for name, values in result.by_name.items()}
-    return Batch(batch.rollout, batch.rows, {"total": torch.as_tensor(result.total).to(device), **by_name})
+    values = {"total": result.total, **result.by_name}
+    like = batch.rollout.sampler_log_probs
+    return Batch(batch.rollout, batch.rows, {name: like.new_tensor(each) for name, each in values.items()})
 
 
 def decode(rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -59,7 +58,7 @@ def group_credit(config: AdvantageConfig, given: Rewarded) -> Credit:
     if given.kl_in_reward and given.old is not None:
         anchor, beta = given.loss.anchor, given.loss.beta
         total = total + anchor_rewards(anchor, beta, given.old, rollout.mask, rollout.response_lengths)
-    advantages = group_advantages(total.to(torch.float32), rollout.group, config.kind, std=config.std)
+    advantages = group_advantages(total, rollout.group, config.kind, std=config.std)
     zero = float((advantages == 0).double().mean())
     return Credit(
         advantages.repeat_interleave(rollout.response_lengths), metrics={"advantage/zero_fraction": zero}

@@ -77,9 +77,12 @@ class CriticWork:
         """Give the share of some tokens in the value loss of a minibatch: its mean over all tokens learnt from."""
         assert batch.values is not None
         assert batch.returns is not None
-        weights = aggregation_weights(batch.rollout.response_lengths, batch.learnt, "token_mean")[rows]
         values = self.critic(hidden)
-        return weights * value_loss(values, batch.values[rows], batch.returns[rows], clip=self.config.clip)
+        lengths = batch.rollout.response_lengths
+        weights = aggregation_weights(lengths, batch.learnt, "token_mean", dtype=values.dtype)
+        return weights[rows] * value_loss(
+            values, batch.values[rows], batch.returns[rows], clip=self.config.clip
+        )
 
     @property
     def coefficient(self) -> float:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -174,13 +175,14 @@ class PolicyWork:
         rollout = batch.rollout
         lengths, mask = rollout.response_lengths, rollout.mask
         mode, constant = self.stage.aggregation.mode, self.stage.constant_length
+        weights = partial(aggregation_weights, dtype=batch.advantages.dtype)
         per_token = self.stage.anchor.unit == "nats/token"
         inputs = TokenInputs(
             advantages=batch.advantages,
-            weights=aggregation_weights(lengths, batch.learnt, mode, constant_length=constant),
-            anchor_weights=aggregation_weights(lengths, mask, "token_mean")
+            weights=weights(lengths, batch.learnt, mode, constant_length=constant),
+            anchor_weights=weights(lengths, mask, "token_mean")
             if per_token
-            else aggregation_weights(lengths, mask, "constant", constant_length=constant or 1),
+            else weights(lengths, mask, "constant", constant_length=constant or 1),
             behaviour_log_probs=batch.old_log_probs,
             correction=batch.correction,
         )
