@@ -16,7 +16,6 @@ def gae(
     *,
     discount: float = 1.0,
     trace: float = 0.95,
-    last_values: Float[Tensor, " R"] | None = None,
 ) -> Float[Tensor, " N"]:
     """Return the advantage of each token over what the critic expected before it was drawn.
 
@@ -24,9 +23,10 @@ def gae(
 
         A_t = δ_t + γλ·A_{t+1}
 
-    Behind the last token there is nothing, or ``last_values``. The returns that the critic is to learn are
-    advantages + values. λ = 1 gives the reward-to-go minus the value, which the policy gradient takes without
-    bias whatever the critic says; λ = 0 gives δ_t, without bias only if the critic is right.
+    Behind the last token there is nothing: the reward judges the response as it stands, cut or not. The returns
+    that the critic is to learn are advantages + values. λ = 1 gives the reward-to-go minus the value, which the
+    policy gradient takes without bias whatever the critic says; λ = 0 gives δ_t, without bias only if the critic
+    is right.
 
     Args:
         rewards: Reward of each token, in packed order: `terminal_rewards`, to which `anchor_token_rewards` may
@@ -35,7 +35,6 @@ def gae(
         lengths: Tokens of each response.
         discount: γ, above 0 and at most 1.
         trace: λ, from 0 to 1.
-        last_values: Value of the state after the last token, for responses that were cut; 0 for the others.
 
     Returns:
         Advantages, detached, in the unit of the rewards. A response with a NaN among its rewards could not be
@@ -61,9 +60,6 @@ def gae(
     scorable = spread(per_response_sum(rewards.isnan().to(values.dtype), lengths) == 0, lengths)
     now = pad(values, valid)
     following = torch.cat([now[:, 1:], now.new_zeros(len(now), 1)], dim=1)
-    if last_values is not None:
-        ends = (lengths - 1).clamp(min=0)[:, None]
-        following = following.scatter(1, ends, last_values.detach().to(now.dtype)[:, None])
     surprise = pad(torch.where(scorable, rewards, 0.0), valid) + discount * following - now
     columns = list(surprise.unbind(1))
     for t in range(len(columns) - 2, -1, -1):
