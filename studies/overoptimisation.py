@@ -79,7 +79,7 @@ def _named(tree: dict[str, Any], name: str) -> Stage:
 
 def distance(row: Row) -> float:
     """Give √KL of a response."""
-    return math.sqrt(max(0.0, row[KL]))
+    return math.sqrt(max(row[KL], 0.0))  # in this order NaN stays NaN
 
 
 def collect(folders: list[Path]) -> dict[str, list[list[Row]]]:
@@ -153,7 +153,7 @@ def show(found: dict[str, list[list[Row]]]) -> list[dict[str, str]]:
     """Print the table; give its rows."""
     starts = [run[0] for run in found[FREE]]
     ends = {"SFT": starts, **{setting: [run[-1] for run in runs] for setting, runs in found.items()}}
-    peaks = [max(run, key=lambda row: row[GOLD]) for run in found[FREE]]
+    peaks = [max(run, key=lambda row: (not math.isnan(row[GOLD]), row[GOLD])) for run in found[FREE]]
     ends["no anchor, at its most gold"] = peaks
     table = Table(box=None, title="proxy and gold by distance", title_justify="left")
     columns = {"√KL": distance, "proxy": lambda row: row[PROXY], "gold": lambda row: row[GOLD]}

@@ -38,13 +38,15 @@ def rows(folder: Path, stage: str, key: str) -> list[Row]:
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Give the mean with its standard error; NaN for the error of a single value.
+    """Give the mean with its standard error; NaN for the error of a single value, and for both where a value is NaN.
 
     >>> mean_and_error([1.0, 3.0])
     (2.0, 1.0)
     """
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return statistics.fmean(values), error
+    mean = statistics.fmean(values)
+    if len(values) < 2 or not math.isfinite(mean):
+        return mean, math.nan
+    return mean, statistics.stdev(values) / len(values) ** 0.5
 
 
 def shown(values: Iterable[float], digits: int = 2) -> str:

@@ -158,12 +158,10 @@ def draw(found: dict[str, dict[float, list[Row]]], path: Path) -> None:
                 plots[row][column].set(
                     xscale="log", xlabel="learning rate", ylabel=label if column == 0 else ""
                 )
-        low = min(
-            -1.0, *(fmean(run["gained"] for run in runs) for each in found.values() for runs in each.values())
-        )
-        high = max(fmean(run["gained"] for run in runs) for each in found.values() for runs in each.values())
+        means = [fmean(run["gained"] for run in runs) for each in found.values() for runs in each.values()]
+        drawn = [-1.0, *filter(math.isfinite, means)]
         for plot in plots[0]:
-            plot.set_ylim(max(low, -5.0) - 0.2, high + 0.3)
+            plot.set_ylim(max(min(drawn), -5.0) - 0.2, max(drawn) + 0.3)
 
 
 def main() -> int:
