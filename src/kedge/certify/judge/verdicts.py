@@ -20,8 +20,8 @@ from kedge.certify.judge.task import Task, tree
 BETA = 1.0
 NEAR = 1e-3
 """Total variation that expected gradients may leave between where an objective ends and where it should."""
-NEAR_SAMPLED = 2e-2
-"""The same of drawn responses."""
+NEAR_SAMPLED = 8e-3
+"""The same of drawn responses: twice their noise, and less than half of what lies between any two predictions."""
 GONE = 1e-9
 """A response below this probability has been lost: the objective has run away."""
 
