@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"kedge: {error}", file=sys.stderr)  # noqa: T201
         return 130 if type(error).__name__ == "Interrupted" else 1
     except KeyboardInterrupt:
-        print("kedge: stopped at once; resume=true goes on from the last checkpoint", file=sys.stderr)  # noqa: T201
+        print(f"kedge: stopped at once{options.stopped}", file=sys.stderr)  # noqa: T201
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(stopped="")  # what else to say at Ctrl-C
     parser.add_argument("--version", action="version", version=f"kedge {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--dry-run", action="store_true", help="print the resolved recipe with derived sizes; run nothing"
     )
-    train.set_defaults(run=_train)
+    train.set_defaults(run=_train, stopped="; resume=true goes on from the last checkpoint")
 
     _add_measure(commands)
 
@@ -167,18 +168,19 @@ def _add_measure(commands: Any) -> None:
         help="exit status 3 if the mean KL per token of any question is above X nats")  # fmt: skip
     add("--out", metavar="DIR", help="folder to write (default runs/measure-POLICY-REFERENCE)")
     add("--overwrite", action="store_true", help="replace what a measurement before left there")
-    measure.set_defaults(run=_measure)
+    measure.set_defaults(run=_measure, stopped="; nothing was kept")
 
 
 def _measure(options: argparse.Namespace) -> int:
     settings = vars(options).copy()
-    names = ("policy", "reference", "prompts", "texts", "out", "overwrite", "fail_above", "run")
-    policy, reference, prompts, texts, out, overwrite, fail_above, _ = (settings.pop(name) for name in names)
+    names = ("policy", "reference", "prompts", "texts", "out", "overwrite", "fail_above")
+    policy, reference, prompts, texts, out, overwrite, fail_above = (settings.pop(name) for name in names)
+    del settings["run"], settings["stopped"]
     settings["prompt"], settings["text"] = settings.pop("prompt_format"), settings.pop("text_column")
     if prompts is None and texts is None:
         raise UserError("give --prompts, --texts, or both: there is nothing to compare the models on")
     folder = Path(out) if out else Path("runs", f"measure-{Path(policy).name}-{Path(reference).name}")
-    if folder.exists() and not (overwrite and (folder / "measure.json").is_file()):
+    if os.path.exists(folder) and not (overwrite and (folder / "measure.json").is_file()):
         remedy = (
             "give another --out, or --overwrite"
             if (folder / "measure.json").is_file()
@@ -193,9 +195,10 @@ def _measure(options: argparse.Namespace) -> int:
     found = compare(
         policy, reference, prompts=prompts, texts=texts, out=folder, progress=progress_for(), **settings
     )
+    options.stopped = f"; the figures are in {folder}, `kedge report {folder}` adds the page"
     show(found)
-    write_audit_page(folder)
     print(f"written: {folder}")  # noqa: T201
+    write_audit_page(folder)
     if found.partial:
         return 130
     if fail_above is not None and not found.largest() <= fail_above:

@@ -216,8 +216,8 @@ def test_an_interrupt_keeps_what_was_scored(tmp_path: Path) -> None:
     assert [answer.partial for answer in found.answers.values()] == [False, True]
     assert found["reference_responses"].counts["prompts"] == 4
     assert found.notes == [
-        "responses sampled from the reference: partial, interrupted after 8 sequences",
-        "given texts: partial, interrupted after 0 sequences",
+        "responses sampled from the reference: partial, ended after 8 sequences",
+        "given texts: partial, ended after 0 sequences",
     ]
     whole = compare(model(0), model(1), **SMALL, batch=4)["reference_responses"].tokens
     kept = found["reference_responses"].tokens

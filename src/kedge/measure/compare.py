@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kedge.errors import UserError
-from kedge.measure.answer import answer
+from kedge.errors import RunError, UserError
+from kedge.measure.conclusion import conclusion
 from kedge.measure.config import MeasureConfig
-from kedge.measure.files import require_parquet, require_replaceable, write
+from kedge.measure.files import require_parquet, require_replaceable, require_writable
 from kedge.measure.inputs import Given
 from kedge.measure.models import Models, Source
-from kedge.measure.pieces import Pieces
-from kedge.measure.pipeline import Pipeline, Work
+from kedge.measure.pipeline import Pipeline
 from kedge.measure.plan import backend_for, plan
 from kedge.measure.progress import Progress, Silent
 from kedge.measure.result import Comparison
-from kedge.runs import environment
-from kedge.runs.interrupt import Interrupt, Interrupted
+from kedge.runs.interrupt import Interrupt
 
 
 def compare(
@@ -43,7 +41,8 @@ def compare(
         texts                 KL(π(·|s_t)‖ρ(·|s_t)) and KL(ρ(·|s_t)‖π(·|s_t)), averaged over the tokens of given texts
 
     Every KL on the right is exact over the vocabulary. Errors are those of the prompts or texts, which count as the
-    independent draws. A Ctrl-C ends the work after the part in hand and keeps what was scored, labelled partial.
+    independent draws. A Ctrl-C ends the work after the part in hand and keeps what was scored, labelled partial; with
+    ``out``, an error keeps it there, too.
 
     Args:
         policy: a folder, a name on the hub, a folder with a PEFT adapter, or a model in memory.
@@ -83,6 +82,7 @@ def compare(
         raise UserError("nothing to compare the models on: give prompts, texts, or both")
     if out is not None:
         require_parquet()
+        require_writable(Path(out))
         require_replaceable(Path(out))
     models = Models(
         policy,
@@ -95,32 +95,18 @@ def compare(
     )
     works = plan(models, config, prompts, texts)
     progress = progress or Silent()
-    with Interrupt() as interrupt:
+    conclude = partial(conclusion, works, models, config, started, None if out is None else Path(out))
+    with Interrupt() as interrupt:  # to the end: a Ctrl-C while figures are made loses nothing
         try:
             Pipeline(models, config, backend_for(models, config, works), progress, interrupt).run(works)
+        except Exception as error:
+            if out is None or not any(work.tables for work in works):
+                raise
+            conclude(f"failed before all was scored: {error}")
+            raise RunError(f"{error}. What was scored before is in {out}, labelled partial") from error
         finally:
             progress.close()
-    scored = [work for work in works if work.tables]
-    if not scored:
-        raise Interrupted("stopped before anything was scored; there is nothing to keep")
-    pieces = Pieces(models.tokenizer)
-    facts = models.facts
-    comparison = Comparison(
-        answers={work.question.name: answer(work, pieces, config) for work in scored},
-        policy=facts["policy"],
-        reference=facts["reference"],
-        settings={**dataclasses.asdict(config), "device": str(models.device)},
-        environment=environment(
-            device=str(models.device), seed=config.seed, reference=facts["reference"]["fingerprint"]
-        ),
-        vocabulary=models.vocabulary,
-        notes=_notes(works, models),
-        seconds=time.perf_counter() - started,
-        complete=all(work.complete for work in works),
-    )
-    if out is not None:
-        write(comparison, Path(out))
-    return comparison
+        return conclude()
 
 
 def _device(config: MeasureConfig, *sources: Source) -> str:
@@ -130,19 +116,3 @@ def _device(config: MeasureConfig, *sources: Source) -> str:
             if isinstance(source, PreTrainedModel):
                 return str(source.device)
     return config.device
-
-
-def _notes(works: list[Work], models: Models) -> list[str]:
-    """Say what a reader of the figures should know."""
-    notes = []
-    if models.facts["policy"]["fingerprint"] == models.facts["reference"]["fingerprint"]:
-        notes.append("policy and reference have the same weights, to the bit")
-    for work in works:
-        question = work.question
-        if not work.complete:
-            done = sum(len(table.response.unique()) for table in work.tables)
-            notes.append(f"{question.title}: partial, interrupted after {done} sequences")
-        if len({window.cluster for window in work.windows}) == 1:
-            kind = "responses to it" if question.sampled_from else "windows"
-            notes.append(f"{question.title}: one {question.cluster} alone; errors are those of the {kind}")
-    return notes

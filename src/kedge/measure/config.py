@@ -66,6 +66,8 @@ class MeasureConfig:
             raise UserError(f"count = {self.count} must be at least 1, or left out")
         if self.most < 0:
             raise UserError(f"most = {self.most} must not be negative")
+        if not 0 <= self.seed < 2**64:
+            raise UserError(f"seed = {self.seed} must be from 0 to 2**64 - 1")
         if not 0 < self.temperature < float("inf"):
             raise UserError(
                 f"temperature = {self.temperature} must be above 0: a KL along greedy responses estimates nothing"
