@@ -105,6 +105,27 @@ def test_a_model_against_itself(dtype: str, bound: float) -> None:
             assert 0 <= floor.mean <= floor.largest <= bound
 
 
+@pytest.mark.parametrize("settings", [{"texts": TEXTS[:1]}, {"texts": TEXTS, "batch": 1}])
+def test_the_floor_of_a_single_sequence_is_had_at_another_shape(settings: dict[str, Any]) -> None:
+    """Passes of one shape round alike, so their difference says nothing."""
+    policy, reference, shapes = model(0), model(1), []
+    reference.get_decoder().register_forward_pre_hook(
+        lambda module, args, options: shapes.append(tuple(options["input_ids"].shape)), with_kwargs=True
+    )
+    found = compare(policy, reference, tokenizer=BOTH["tokenizer"], device="cpu", **settings)["texts"]
+    length = len(BOTH["tokenizer"](TEXTS[0])["input_ids"])
+    assert {(1, length), (2, length + 8)} <= set(shapes)
+    for floor in found.floor.values():
+        assert floor.tokens == length - 1
+        assert 0 <= floor.largest < 1e-9
+
+
+def test_the_floor_of_a_sequence_that_fills_the_context() -> None:
+    policy, reference = model(0, context=16), model(1, context=16)
+    found = compare(policy, reference, tokenizer=BOTH["tokenizer"], device="cpu", texts=["1" * 16])["texts"]
+    assert found.floor["policy"].tokens == 15
+
+
 def test_fewer_bits_move_further() -> None:
     reference = model()
     eight, four = (compare(quantised(reference, bits), reference, **SMALL) for bits in (8, 4))

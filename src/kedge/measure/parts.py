@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from kedge.head import Head, score
 from kedge.measure.inputs import Window
 from kedge.measure.table import TokenTable
-from kedge.models import evaluating, hidden_states
+from kedge.models import context_length, evaluating, hidden_states
 from kedge.rollout import Rollout
 
 WANT = frozenset(
@@ -21,6 +21,8 @@ WANT = frozenset(
     | {"reference.reverse_kl", "reference.forward_kl"}
 )
 """Outputs of the head that a table holds."""
+LONGER = 8
+"""Tokens put behind a single sequence, which it does not see, to have it in another shape."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,20 @@ class Part:
             return hidden_states(model, tokens, lengths)[rollout.predicting()]
 
     @torch.no_grad()
-    def hidden_one_by_one(self, model: PreTrainedModel) -> Float[Tensor, "N H"]:
-        """The same, a sequence at a time: other shapes, so other rounding."""
-        count = len(self.rollout.group)
-        device = self.rollout.group.device
-        single = [self.rollout.select(torch.tensor([i], device=device)) for i in range(count)]
-        return torch.cat([replace(self, rollout=rollout).hidden(model) for rollout in single])
+    def hidden_in_other_shapes(self, model: PreTrainedModel) -> Float[Tensor, "N H"]:
+        """The same with other rounding: a sequence at a time; a single one longer, beside a copy."""
+        rollout = self.rollout.to(model.device)
+        count = len(rollout.group)
+        if count > 1:
+            single = [rollout.select(torch.tensor([i], device=model.device)) for i in range(count)]
+            return torch.cat([replace(self, rollout=each).hidden(model) for each in single])
+        tokens, _ = rollout.sequences()
+        context = context_length(model)
+        longer = LONGER if context is None else min(LONGER, context - len(tokens))
+        tokens = torch.cat([tokens, tokens[:1].expand(longer)]).repeat(2)
+        lengths = torch.full((2,), len(tokens) // 2, device=model.device)
+        with evaluating(model):
+            return hidden_states(model, tokens, lengths)[rollout.predicting()]
 
     @torch.no_grad()
     def apart(

@@ -158,7 +158,7 @@ class Pipeline:
         hidden = part.hidden(model)
         if index == 0:
             start = part.start(FLOOR_TOKENS, FLOOR_SEQUENCES)
-            again = start.hidden_one_by_one(model)
+            again = start.hidden_in_other_shapes(model)
             kl = start.apart(hidden[: len(again)], again, self._models.heads[side], self._config.temperature)
             work.floor[side] = Floor(len(kl), float(kl.mean()), float(kl.max()))
         return hidden
