@@ -14,6 +14,7 @@ from kedge.measure.figures import correlation, describe, figures
 from kedge.measure.pieces import Pieces
 from kedge.measure.questions import POLICY_RESPONSES, REFERENCE_RESPONSES, TEXTS
 from kedge.measure.tables import by_cluster, by_position, by_token
+from kedge.statistics import Needed, student_quantile
 from kedge.tasks import sums
 
 CONFIG = MeasureConfig(resamples=100)
@@ -115,6 +116,47 @@ def test_one_prompt_has_the_errors_of_its_responses() -> None:
     single = figures(table(clusters=1, each=1), TEXTS, CONFIG)
     assert math.isnan(single.estimates["reverse_kl"].low)
     assert single.needed.clusters is None
+
+
+def test_what_is_needed_of_a_single_prompt_are_responses() -> None:
+    """As many of them as the width asks for bring it: independent draws, halving takes four times as many."""
+    rows, config = table(clusters=1, each=100), MeasureConfig(resamples=1000)
+    found = figures(rows, POLICY_RESPONSES, config)
+    estimate, needed = found.estimates["reverse_kl_per_response"], found.needed
+    assert needed.clusters is None
+    assert needed.samples_per_cluster == math.ceil(100 * (estimate.half_width / (0.1 * estimate.value)) ** 2)
+    more = figures(table(clusters=1, each=needed.samples_per_cluster, seed=1), POLICY_RESPONSES, config)
+    reached = more.estimates["reverse_kl_per_response"].half_width
+    assert reached == pytest.approx(0.1 * estimate.value, rel=0.15)
+
+
+def test_what_is_needed_of_texts_are_texts() -> None:
+    """Windows of a text cannot be made more; of a single text they are the draws."""
+    needed = figures(table(), TEXTS, CONFIG).needed
+    assert needed.clusters is not None
+    assert needed.samples_per_cluster is None
+    single = figures(table(clusters=1, each=12), TEXTS, CONFIG).needed
+    assert single.clusters is None
+    assert single.samples_per_cluster is not None
+
+
+def test_a_kl_of_nothing_needs_nothing() -> None:
+    rows = table()
+    rows.reverse_kl[:] = 0
+    for question in (POLICY_RESPONSES, TEXTS):
+        assert figures(rows, question, CONFIG).needed == Needed(0.0, None, None)
+
+
+def test_what_is_needed_is_told_by_the_whole_interval() -> None:
+    """Not by the one that is cut at 0: with three prompts, one of them far off, it would be half as long."""
+    rows = table(clusters=3, each=1)
+    rows.reverse_kl[rows.cluster == 0] *= 100
+    found = figures(rows, POLICY_RESPONSES, CONFIG)
+    estimate = found.estimates["reverse_kl_per_response"]
+    assert estimate.low == 0
+    half = student_quantile(0.975, 2) * estimate.standard_error
+    assert estimate.half_width < 0.9 * half
+    assert found.needed.clusters == math.ceil(3 * (half / (0.1 * estimate.value)) ** 2)
 
 
 def test_what_cannot_be_negative_is_not() -> None:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from kedge.errors import UserError
 from kedge.measure import SUMMARY, TOKENS, compare, read_summary, show
 from kedge.measure.files import write
 from kedge.measure.progress import PlainProgress, TerminalProgress, progress_for
-from tests.measure.test_compare import SMALL, model
+from tests.measure.test_compare import PROMPTS, SMALL, TEXTS, model
 
 
 def test_files_hold_what_was_found(tmp_path: Path) -> None:
@@ -66,6 +67,28 @@ def test_the_screen_is_narrow() -> None:
         "prompts with as many responses",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"prompts": PROMPTS[:1]}, "one prompt, "),
+        ({"prompts": PROMPTS[:1], "responses": 1}, "one prompt has no interval: give more"),
+        ({"texts": TEXTS[:1]}, "one text has no interval: give more"),
+        ({"texts": TEXTS}, " texts\n"),
+        ({"prompts": PROMPTS}, "prompts with as many responses each"),
+    ],
+)
+def test_the_screen_says_what_is_needed(given: dict[str, Any], said: str) -> None:
+    settings: dict[str, Any] = {"sample_from": "policy", "max_new_tokens": 4} if "prompts" in given else {}
+    out = io.StringIO()
+    common = {"tokenizer": SMALL["tokenizer"], "device": "cpu"}
+    show(compare(model(0), model(1), **common, **settings, **given), Console(file=out, width=110))
+    assert said in out.getvalue()
+    assert "the KL is" not in out.getvalue()
+    out = io.StringIO()
+    show(compare(model(0), model(0), **common, **settings, **given), Console(file=out, width=110))
+    assert "the KL is 0: there is no share of it" in out.getvalue()
 
 
 def test_an_older_measurement_is_replaced_whole(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from kedge.report.audit import Audit, read_audit
 from kedge.report.audit_charts import BINS_PER_DECADE, LOWEST, audit_charts
 from kedge.report.audit_responses import audit_responses, choose, read_before
-from kedge.report.audit_tables import clusters, facts, moved, overview, quantiles, rows
+from kedge.report.audit_tables import clusters, facts, moved, needed, overview, quantiles, rows
 from tests.report.audits import write_audit
 
 
@@ -147,3 +147,24 @@ def test_an_unfinished_folder(tmp_path: Path) -> None:
     (tmp_path / "measure.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         read_audit(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("half_width", "clusters", "samples", "said"),
+    [
+        (0.05, None, 320, "An interval of ± 0.050 nats per response needs 320 responses to this prompt."),
+        (0.05, None, None, "A single prompt has no interval: give more."),
+        (0.0, None, None, "The KL is 0, so there is no share of it for an interval to be as narrow as."),
+        (
+            None,
+            None,
+            None,
+            "The KL is not finite, so there is no share of it for an interval to be as narrow as.",
+        ),
+    ],
+)
+def test_what_is_needed(
+    half_width: float | None, clusters: int | None, samples: int | None, said: str
+) -> None:
+    wanted = {"half_width": half_width, "clusters": clusters, "samples_per_cluster": samples}
+    assert needed({"needed": wanted, "cluster": "prompt"}) == said

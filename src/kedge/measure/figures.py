@@ -73,9 +73,9 @@ def figures(table: TokenTable, question: Question, config: MeasureConfig) -> Fig
         seed=config.seed,
     )
     labels = names + [f"{name}_per_response" for name in whole]
-    estimates = {label: _bounded(estimate, label) for label, estimate in zip(labels, found, strict=True)}
+    estimates = dict(zip(labels, found, strict=True))
     return Figures(
-        estimates=_derived(estimates),
+        estimates=_derived({label: _bounded(estimate, label) for label, estimate in estimates.items()}),
         distribution={
             "reverse_kl": describe(table.reverse_kl, QUANTILES),
             "forward_kl": describe(table.forward_kl, QUANTILES),
@@ -194,7 +194,16 @@ def _needed(
     question: Question,
     config: MeasureConfig,
 ) -> Needed:
-    """What the first headline figure needs: per response where responses are sampled, per token of texts."""
+    """What the first headline figure needs: per response where responses are sampled, per token of texts.
+
+    Args:
+        estimates: not clipped at 0, where an interval looks shorter than it is.
+        per_token: values of each token, by name.
+        of_response: the response of each token.
+        cluster_of: the cluster of each response.
+        question: which one.
+        config: for the wanted width.
+    """
     name, count = question.headline[0], len(cluster_of)
     values = clustered_sums(per_token[name], of_response, count)
     estimate = estimates[name]
@@ -202,4 +211,7 @@ def _needed(
         estimate = estimates[f"{name}_per_response"]
     if not math.isfinite(estimate.value):
         return Needed(math.nan, None, None)
-    return samples_needed(estimate, values, cluster_of, config.width * estimate.value)
+    needed = samples_needed(estimate, values, cluster_of, config.width * estimate.value)
+    if question.sampled_from is None and needed.clusters is not None:  # a text has the windows that it has
+        needed = replace(needed, samples_per_cluster=None)
+    return needed

@@ -85,9 +85,17 @@ def _floor(answer: Answer) -> str:
 
 def _needed(answer: Answer) -> str:
     needed, word = answer.figures.needed, answer.question.cluster
+    if math.isnan(needed.half_width):
+        return f"the KL is not finite: no number of {word}s gives it an interval"
+    if needed.half_width <= 0:
+        return "the KL is 0: there is no share of it for an interval to be as narrow as"
+    wanted = f"for an interval of ± {needed.half_width:.2g}: "
     if needed.clusters is None:
-        return f"one {word} has no interval: give more"
-    wanted = f"for an interval of ± {needed.half_width:.2g}: {needed.clusters:,} {word}s"
+        if needed.samples_per_cluster is None:
+            return f"one {word} has no interval: give more"
+        unit = "responses to it" if answer.question.sampled_from else "windows of it"
+        return f"{wanted}one {word}, {needed.samples_per_cluster:,} {unit}"
+    wanted += f"{needed.clusters:,} {word}s"
     if answer.question.sampled_from is None:
         return wanted
     wanted += " with as many responses each"

@@ -176,12 +176,17 @@ def needed(question: Mapping[str, Any]) -> str:
     'An interval of ± 0.050 nats per token needs 81 texts.'
     """
     wanted, word = question["needed"], question["cluster"]
-    if wanted["clusters"] is None:
+    if not number(wanted["half_width"]) > 0:
+        reason = "not finite" if wanted["half_width"] is None else "0"
+        return f"The KL is {reason}, so there is no share of it for an interval to be as narrow as."
+    if wanted["clusters"] is None and wanted["samples_per_cluster"] is None:
         return f"A single {word} has no interval: give more."
     unit = "nats per response" if word == "prompt" else "nats per token"
-    said = (
-        f"An interval of ± {figure(number(wanted['half_width']))} {unit} needs {wanted['clusters']:,} {word}s"
-    )
+    said = f"An interval of ± {figure(number(wanted['half_width']))} {unit} needs "
+    if wanted["clusters"] is None:
+        draws = "responses to this prompt" if word == "prompt" else "windows of this text"
+        return f"{said}{wanted['samples_per_cluster']:,} {draws}."
+    said += f"{wanted['clusters']:,} {word}s"
     if word == "text":
         return f"{said}."
     if wanted["samples_per_cluster"] is None:

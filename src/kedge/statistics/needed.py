@@ -19,7 +19,8 @@ class Needed:
 
     Attributes:
         half_width: wanted, in the unit of the value.
-        clusters: with as many samples in each as now; None where the interval's width is not known.
+        clusters: with as many samples in each as now; None where the interval's width is not known, or it is that of
+            a single cluster.
         samples_per_cluster: with as many clusters as now; None where more samples alone cannot do it.
     """
 
@@ -35,7 +36,7 @@ def samples_needed(
 
     With C clusters of G samples the variance of the mean is σ_b²/C + σ_w²/(C·G): between clusters, within. Its
     parts are estimated by analysis of variance; the ratio of half-width and standard error is taken from the
-    estimate.
+    estimate. Of a single cluster the samples are the draws.
 
     Args:
         estimate: of the mean.
@@ -52,7 +53,10 @@ def samples_needed(
     if not math.isfinite(estimate.half_width) or half_width <= 0:
         return Needed(half_width, None, None)
     clusters = int(cluster.max()) + 1
-    more = math.ceil(clusters * (estimate.half_width / half_width) ** 2)
+    share = (estimate.half_width / half_width) ** 2
+    if clusters == 1:
+        return Needed(half_width, None, max(math.ceil(len(values) * share), 1))
+    more = math.ceil(clusters * share)
     if not estimate.standard_error > 0:
         return Needed(half_width, max(more, 1), 1)
     between, within = variance_components(values, cluster)
