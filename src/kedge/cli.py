@@ -131,6 +131,7 @@ def _add_measure(commands: Any) -> None:
         help="how far two models are apart",
         description="Exact KL between two models, on responses sampled from each and on given texts, with error bars. "
         "Writes measure.json, tokens.parquet and measure.html.",
+        argument_default=argparse.SUPPRESS,  # what was not given is not there: what was, must act
     )
     add = measure.add_argument
     add("policy", metavar="POLICY", help="a folder, a name on the hub, or a folder with a PEFT adapter")
@@ -143,25 +144,25 @@ def _add_measure(commands: Any) -> None:
         metavar="FILE",
         help="the same with texts, messages, or prompts and completions to be scored",
     )
-    add("--responses", type=int, default=4, metavar="N", help="responses to each prompt (default 4)")
-    add("--from", dest="sample_from", choices=["policy", "reference", "both"], default="both",
+    add("--responses", type=int, metavar="N", help="responses to each prompt (default 4)")
+    add("--from", dest="sample_from", choices=["policy", "reference", "both"],
         help="whose responses: reverse KL, forward KL, both (default)")  # fmt: skip
-    add("--max-new-tokens", type=int, default=128, metavar="N", help="of a response (default 128)")
-    add("--temperature", type=float, default=1.0, help="of sampling and of both distributions (default 1)")
+    add("--max-new-tokens", type=int, metavar="N", help="of a response (default 128)")
+    add("--temperature", type=float, help="of sampling and of both distributions (default 1)")
     add("--count", type=int, metavar="N", help="only the first N prompts and texts")
-    add("--prompt-format", default="{prompt}", metavar="F", help="columns in braces (default {prompt})")
-    add("--text-column", default="text", metavar="NAME", help="column of a text (default text)")
-    add("--dtype", choices=["float32", "bfloat16", "float64", "saved"], default="float32",
+    add("--prompt-format", dest="prompt", metavar="F", help="columns in braces (default {prompt})")
+    add("--text-column", dest="text", metavar="NAME", help="column of a text (default text)")
+    add("--dtype", choices=["float32", "bfloat16", "float64", "saved"],
         help="of weights and hidden states; saved: as the files have it (default float32)")  # fmt: skip
-    add("--device", default="auto", help="a PyTorch device (default auto: CUDA where there is one)")
-    add("--seed", type=int, default=0, help="of sampling and of the bootstrap (default 0)")
-    add("--batch", type=int, default=16, metavar="N", help="sequences at once (default 16)")
+    add("--device", help="a PyTorch device (default auto: CUDA where there is one)")
+    add("--seed", type=int, help="of sampling and of the bootstrap (default 0)")
+    add("--batch", type=int, metavar="N", help="sequences at once (default 16)")
     add(
         "--low-memory",
         action="store_true",
         help="one model at a time, hidden states on disk; the same figures",
     )
-    add("--width", type=float, default=0.1, metavar="SHARE",
+    add("--width", type=float, metavar="SHARE",
         help="say how many responses bring the interval to ± this share of the value (default 0.1)")  # fmt: skip
     add("--trust-remote-code", action="store_true", help="let the models' own Python code run")
     add("--fail-above", type=float, metavar="X",
@@ -173,10 +174,10 @@ def _add_measure(commands: Any) -> None:
 
 def _measure(options: argparse.Namespace) -> int:
     settings = vars(options).copy()
-    names = ("policy", "reference", "prompts", "texts", "out", "overwrite", "fail_above")
-    policy, reference, prompts, texts, out, overwrite, fail_above = (settings.pop(name) for name in names)
+    policy, reference = settings.pop("policy"), settings.pop("reference")
+    names = ("prompts", "texts", "out", "overwrite", "fail_above")
+    prompts, texts, out, overwrite, fail_above = (settings.pop(name, None) for name in names)
     del settings["run"], settings["stopped"]
-    settings["prompt"], settings["text"] = settings.pop("prompt_format"), settings.pop("text_column")
     if prompts is None and texts is None:
         raise UserError("give --prompts, --texts, or both: there is nothing to compare the models on")
     folder = Path(out) if out else Path("runs", f"measure-{Path(policy).name}-{Path(reference).name}")

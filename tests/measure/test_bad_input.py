@@ -38,9 +38,8 @@ def write(path: Path, rows: list[Any]) -> None:
 
 
 def measure(*arguments: str, responses: int = 1) -> int:
-    return main(
-        ["measure", *arguments, "--device", "cpu", "--max-new-tokens", "4", "--responses", str(responses)]
-    )
+    sampling = ["--max-new-tokens", "4", "--responses", str(responses)] if "--prompts" in arguments else []
+    return main(["measure", *arguments, "--device", "cpu", *sampling])
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2) -> str:
@@ -181,6 +180,8 @@ def test_interrupted(here: Path) -> None:
         ({"width": 0.0}, "width = 0.0 must be above 0"),
         ({"count": 0}, "count = 0 must be at least 1"),
         ({"dtype": "float16"}, "dtype = 'float16' is none of"),
+        ({"resamples": 1}, "resamples = 1 must be at least 40"),
+        ({"resamples": 199, "confidence": 0.99}, "must be at least 200"),
     ],
 )
 def test_settings(settings: dict[str, Any], match: str) -> None:
@@ -188,11 +189,44 @@ def test_settings(settings: dict[str, Any], match: str) -> None:
         MeasureConfig(**settings)
 
 
+@pytest.mark.parametrize(
+    ("data", "setting", "said"),
+    [
+        ("texts", ("--responses", "8"), "responses (--responses) acts on prompts alone, and there are none"),
+        ("texts", ("--from", "policy"), "sample_from (--from) acts on prompts alone"),
+        ("texts", ("--max-new-tokens", "4"), "max_new_tokens (--max-new-tokens) acts on prompts alone"),
+        ("texts", ("--prompt-format", "{text}"), "prompt (--prompt-format) acts on prompts alone"),
+        (
+            "prompts",
+            ("--text-column", "body"),
+            "text (--text-column) acts on texts alone, and there are none",
+        ),
+    ],
+)
+def test_settings_that_would_do_nothing(
+    here: Path, capsys: pytest.CaptureFixture[str], data: str, setting: tuple[str, str], said: str
+) -> None:
+    assert said in refused(capsys, "policy", "reference", f"--{data}", f"{data}.jsonl", *setting)
+    measured = ("--prompts", "prompts.jsonl", "--texts", "texts.jsonl", "--out", "out")
+    write(here / "texts.jsonl", [{"text": "1+1=2", "body": "2+2=4"}])
+    settings = ("--prompt-format", "{prompt}") if setting[0] == "--prompt-format" else setting
+    assert measure("policy", "reference", *measured, *settings) == 0  # where it acts
+
+
+def test_temperature_acts_on_texts() -> None:
+    given: dict[str, Any] = {"texts": ["1+2=3"], "tokenizer": sums.tokenizer(), "device": "cpu"}
+    cold, hot = (compare(model(0), model(1), **given, temperature=each)["texts"] for each in (1.0, 4.0))
+    assert hot["policy_entropy"] > cold["policy_entropy"]
+    assert hot["reverse_kl"] < cold["reverse_kl"]
+
+
 def test_objects_that_do_not_fit() -> None:
     with pytest.raises(UserError, match="nothing to compare the models on"):
         compare(model(0), model(1), tokenizer=sums.tokenizer())
     with pytest.raises(UserError, match="neither model has a tokenizer"):
         compare(model(0), model(1), texts=["1+1"])
+    with pytest.raises(UserError, match="dtype does nothing for models that are in memory"):
+        compare(model(0), model(1), texts=["1+1"], tokenizer=sums.tokenizer(), dtype="float64")
     with pytest.raises(UserError, match="low_memory does nothing for a model that is in memory"):
         compare(model(0), model(1), texts=["1+1"], tokenizer=sums.tokenizer(), low_memory=True)
     with pytest.raises(

@@ -89,6 +89,24 @@ def test_responses_depend_on_the_seed_and_not_on_the_batch() -> None:
         torch.testing.assert_close(one[name].tokens.reverse_kl, two[name].tokens.reverse_kl)
 
 
+def test_the_batch_bounds_what_goes_through_a_model_at_once() -> None:
+    """Also where there are more responses to a prompt; they are the same ones."""
+    policy, reference, largest = model(0).double(), model(1).double(), [0]
+    whole = compare(policy, reference, **SMALL | {"responses": 5})
+    for each in (policy, reference):
+        each.get_decoder().register_forward_pre_hook(
+            lambda module, args, given: largest.append(len(given["input_ids"])), with_kwargs=True
+        )
+    parts = compare(policy, reference, **SMALL | {"responses": 5}, batch=2)
+    assert max(largest) == 2
+    for name in ("policy_responses", "reference_responses"):
+        for column in ("cluster", "response", "position", "token"):
+            one, other = (getattr(found[name].tokens, column) for found in (whole, parts))
+            assert torch.equal(one, other), column
+        torch.testing.assert_close(whole[name].tokens.reverse_kl, parts[name].tokens.reverse_kl)
+    assert parts["policy_responses"].counts == whole["policy_responses"].counts
+
+
 @pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-9), ("float32", 1e-9), ("bfloat16", 1e-4)])
 def test_a_model_against_itself(dtype: str, bound: float) -> None:
     """KL is 0; the floor, where rounding differs, is a floor indeed: far below what quantising does."""

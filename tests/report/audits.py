@@ -31,14 +31,14 @@ def write_audit(folder: Path, **settings: Any) -> Path:
         for seed in (0, 1)
     )
     given: dict[str, Any] = {"prompts": HOSTILE[:3], "texts": HOSTILE, **settings}
+    if given["prompts"] is not None:
+        given |= {"max_new_tokens": 12, "responses": 2}
     compare(
         policy,
         reference,
         tokenizer=tokenizer,
         out=folder,
         device="cpu",
-        max_new_tokens=12,
-        responses=2,
         resamples=100,
         **given,
     )

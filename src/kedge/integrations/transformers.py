@@ -23,7 +23,7 @@ from transformers import (
 
 from kedge.errors import UserError
 from kedge.head import Head
-from kedge.measure.config import MeasureConfig
+from kedge.measure.config import MeasureConfig, require_acting
 from kedge.measure.figures import figures
 from kedge.measure.inputs import Given
 from kedge.measure.models import Models
@@ -40,6 +40,8 @@ _ACTING = frozenset(
     | {"backend"}
 )
 """Settings of a comparison that act here: the others are about loading models, and about intervals."""
+FEWEST_RESAMPLES = 40
+"""Intervals are not logged: as few resamples as a comparison may have."""
 _PAIRS = {"reverse_kl": "kl/policy_reference/exact", "forward_kl": "kl/reference_policy/exact"}
 
 
@@ -90,6 +92,7 @@ class DriftCallback(TrainerCallback):
             raise UserError("DriftCallback: nothing to measure on: give prompts, texts, or both")
         if every < 1:
             raise UserError(f"DriftCallback: every = {every} must be at least 1 step")
+        require_acting(settings, prompts=prompts is not None, texts=texts is not None)
         self._config = _config(settings)
         self._trainer, self._every = trainer, every
         self._measured: int | None = None
@@ -184,7 +187,7 @@ def _config(settings: dict[str, Any]) -> MeasureConfig:
         known = {field.name for field in fields(MeasureConfig)}
         reason = "does nothing here" if idle[0] in known else "is no setting of a comparison"
         raise UserError(f"DriftCallback: {idle[0]} {reason}; settings: {', '.join(sorted(_ACTING))}")
-    return MeasureConfig(**{"sample_from": "policy", **settings}, resamples=1)
+    return MeasureConfig(**{"sample_from": "policy", **settings}, resamples=FEWEST_RESAMPLES)
 
 
 def _models(trainer: Trainer, reference: str | Path | PreTrainedModel | None, tokenizer: Any) -> _Pair:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedge.errors import RunError, UserError
 from kedge.measure.conclusion import conclusion
-from kedge.measure.config import MeasureConfig
+from kedge.measure.config import SAVED, MeasureConfig, require_acting
 from kedge.measure.files import require_parquet, require_replaceable, require_writable
 from kedge.measure.inputs import Given
 from kedge.measure.models import Models, Source
@@ -77,9 +77,16 @@ def compare(
     (['policy_responses', 'reference_responses', 'texts'], True)
     """
     started = time.perf_counter()
-    config = MeasureConfig(**settings)
     if prompts is None and texts is None:
         raise UserError("nothing to compare the models on: give prompts, texts, or both")
+    require_acting(settings, prompts=prompts is not None, texts=texts is not None)
+    if isinstance(policy, PreTrainedModel) and isinstance(reference, PreTrainedModel):
+        if "dtype" in settings:
+            raise UserError(
+                "dtype does nothing for models that are in memory: cast them with model.to(dtype), or leave it out"
+            )
+        settings["dtype"] = SAVED
+    config = MeasureConfig(**settings)
     if out is not None:
         require_parquet()
         require_writable(Path(out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,36 @@ SAVED = "saved"
 """The dtype in which a checkpoint was saved."""
 
 
+_OF_PROMPTS = {
+    "responses": "--responses",
+    "sample_from": "--from",
+    "max_new_tokens": "--max-new-tokens",
+    "prompt": "--prompt-format",
+}
+_OF_TEXTS = {"text": "--text-column"}
+
+
+def require_acting(given: Collection[str], *, prompts: bool, texts: bool) -> None:
+    """Refuse settings that were given and would do nothing.
+
+    Args:
+        given: names of settings.
+        prompts: whether there are prompts.
+        texts: whether there are texts.
+
+    Raises:
+        UserError: naming the first of them, and what it acts on.
+
+    >>> require_acting({"responses", "temperature"}, prompts=True, texts=False)
+    """
+    for present, data, names in ((prompts, "prompts", _OF_PROMPTS), (texts, "texts", _OF_TEXTS)):
+        idle = [name for name in names if name in given and not present]
+        if idle:
+            raise UserError(
+                f"{idle[0]} ({names[idle[0]]}) acts on {data} alone, and there are none: give {data}, or leave it out"
+            )
+
+
 @dataclass(frozen=True)
 class MeasureConfig:
     """How two models are compared; every setting is recorded in ``measure.json``.
@@ -20,15 +51,15 @@ class MeasureConfig:
         responses: G, responses sampled for each prompt.
         sample_from: whose responses: the policy's (reverse KL), the reference's (forward KL), both.
         max_new_tokens: length limit of a response, its end token included.
-        temperature: of sampling and of both distributions: all logits are divided by it.
+        temperature: of sampling and of both distributions, of texts, too: all logits are divided by it.
         count: the first so many prompts and texts; None: all.
         prompt: format of a prompt's columns, as in recipes.
         text: the column of a text; rows without it are read as messages, or prompt and completion.
-        dtype: of weights and hidden states: float32, bfloat16, float64, or ``saved``: each as its file has it.
-            Logits are never below float32.
+        dtype: of weights and hidden states: float32, bfloat16, float64, or ``saved``: each as its file has it,
+            which is also said of models in memory. Logits are never below float32.
         device: a PyTorch device; ``auto`` is CUDA where there is one.
         seed: of sampling and of the bootstrap.
-        batch: sequences that go through a model at once.
+        batch: sequences that go through a model at once, at most.
         low_memory: one model in memory at a time, hidden states on disk; the same figures to the last bit.
         backend: of the head; None chooses by the work ahead.
         confidence: of the intervals.
@@ -59,7 +90,7 @@ class MeasureConfig:
     most: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("responses", "max_new_tokens", "batch", "resamples"):
+        for name in ("responses", "max_new_tokens", "batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)} must be at least 1")
         if self.count is not None and self.count < 1:
@@ -74,6 +105,12 @@ class MeasureConfig:
             )
         if not 0 < self.confidence < 1:
             raise UserError(f"confidence = {self.confidence} must be between 0 and 1, e.g. 0.95")
+        least = round(2 / (1 - self.confidence))
+        if self.resamples < least:
+            raise UserError(
+                f"resamples = {self.resamples} must be at least {least}, so that one lies beyond either bound of an "
+                f"interval of confidence {self.confidence:g}"
+            )
         if not self.width > 0:
             raise UserError(f"width = {self.width} must be above 0: a share of the value, e.g. 0.1")
         if self.dtype not in (*DTYPES, SAVED):

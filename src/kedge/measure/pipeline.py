@@ -140,17 +140,23 @@ class Pipeline:
             for start in range(0, len(work.windows), config.batch):
                 yield Part.of_texts(work.windows[start : start + config.batch], start)
             return
-        sampling = SamplingConfig(config.responses, config.max_new_tokens, config.temperature)
         draw = generator(config.seed, "measure", side)
-        step = max(1, config.batch // config.responses)
-        for start in range(0, len(work.windows), step):
-            windows = work.windows[start : start + step]
+        first = 0
+        for windows, each in self._batches(work.windows):
+            sampling = SamplingConfig(each, config.max_new_tokens, config.temperature)
             prompts = [window.context for window in windows]
             rollout = generate(self._models.take(side), self._models.tokenizer, prompts, sampling, draw)
-            clusters = torch.tensor([window.cluster for window in windows]).repeat_interleave(
-                config.responses
-            )
-            yield Part(rollout.to("cpu"), clusters, start * config.responses)
+            clusters = torch.tensor([window.cluster for window in windows]).repeat_interleave(each)
+            yield Part(rollout.to("cpu"), clusters, first)
+            first += len(clusters)
+
+    def _batches(self, windows: list[Window]) -> Iterator[tuple[list[Window], int]]:
+        """Prompts of every part, and the responses to each: all of them, or as many as there is room for."""
+        batch, responses = self._config.batch, self._config.responses
+        step = max(1, batch // responses)
+        for start in range(0, len(windows), step):
+            for done in range(0, responses, batch):
+                yield windows[start : start + step], min(batch, responses - done)
 
     def _hidden(self, work: Work, index: int, part: Part, side: Side) -> Tensor:
         """Hidden states of a part; the first part also tells the model's noise floor."""
