@@ -59,6 +59,13 @@ def test_a_prompt_has_the_tokenizers_beginning_and_no_end(bos: bool, eos_added: 
     assert targets(example) == "4</s>"
 
 
+@pytest.mark.parametrize(("bos", "eos_added"), [(False, False), (True, False), (True, True)])
+def test_a_beginning_that_the_prompt_itself_has_is_not_doubled(bos: bool, eos_added: bool) -> None:
+    tokenizer = characters(bos=bos, eos_added=eos_added)
+    assert shown(encode_prompt({"prompt": "<s>2+2="}, tokenizer)) == "<s>2+2="
+    assert shown(encode_prompt({"prompt": "2<s>2"}, tokenizer)) == f"{'<s>' if bos else ''}2<s>2"
+
+
 def test_an_end_that_the_prompt_itself_has_stays() -> None:
     assert shown(encode_prompt({"prompt": "a</s>"}, PLAIN)) == "a</s>"
     assert shown(encode_prompt({"prompt": "a</s>"}, characters(eos_added=True))) == "a</s>"

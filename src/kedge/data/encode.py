@@ -113,8 +113,10 @@ def _column(row: Row, name: str, place: str) -> Text:
 
 
 def _text_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, place: str) -> list[int]:
-    """Tokens with the tokenizer's beginning but without the end that some tokenizers add."""
+    """Tokens with the tokenizer's beginning, once, but without the end that some tokenizers add."""
     bare, tokens = (_tokens(prompt, tokenizer, place, special) for special in (False, True))
+    if bare and bare[0] == tokenizer.bos_token_id:  # the text brings it
+        return bare
     adds_end = len(tokens) > len(bare) and tokens[-1] == tokenizer.eos_token_id
     begins_with_end = len(bare) > 0 and tokens[-len(bare) :] == bare
     return tokens[:-1] if adds_end and not begins_with_end and bare else tokens if bare else []

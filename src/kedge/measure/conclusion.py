@@ -10,7 +10,7 @@ from kedge.errors import RunError
 from kedge.measure.answer import answer
 from kedge.measure.config import MeasureConfig
 from kedge.measure.files import write, write_tokens
-from kedge.measure.models import Models
+from kedge.measure.models import SIDES, Models
 from kedge.measure.pieces import Pieces
 from kedge.measure.pipeline import Work
 from kedge.measure.result import Comparison
@@ -78,6 +78,12 @@ def _notes(works: list[Work], models: Models) -> list[str]:
     notes = []
     if models.facts["policy"]["fingerprint"] == models.facts["reference"]["fingerprint"]:
         notes.append("policy and reference have the same weights, to the bit")
+    ends = [models.facts[side]["end_tokens"] for side in SIDES]
+    if set(ends[0]) != set(ends[1]) and any(work.question.sampled_from for work in works):
+        notes.append(
+            f"responses of the policy end at the tokens {ends[0]}, those of the reference at {ends[1]}: the KLs per "
+            "response are of responses that end differently"
+        )
     for work in works:
         question = work.question
         if not work.complete:

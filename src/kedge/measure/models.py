@@ -112,7 +112,7 @@ class Models:
         source = self._sources[side]
         name = model.config.name_or_path or type(model).__name__
         try:
-            special_tokens(model, self.tokenizer)
+            _, ends = special_tokens(model, self.tokenizer)
             usable_vocabulary(model, self.tokenizer)
             verify_head(model)
         except UserError as error:
@@ -126,6 +126,7 @@ class Models:
             "dtype": str(model.dtype).removeprefix("torch."),
             "vocabulary_rows": int(head.weight.shape[0]),
             "context": context_length(model),
+            "end_tokens": [end for end in ends if end < self.vocabulary],
             "fingerprint": fingerprint(model),
         }
 
