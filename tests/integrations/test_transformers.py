@@ -16,7 +16,7 @@ from kedge.tasks import sums
 
 pytest.importorskip("accelerate", reason="transformers' Trainer needs it")
 
-from transformers import Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
 from kedge.integrations.transformers import DriftCallback
 
@@ -44,7 +44,15 @@ def model(seed: int = 0) -> PreTrainedModel:
     )
 
 
-def trainer(folder: Path, trained: Any, **options: Any) -> Trainer:
+def trainer(
+    folder: Path,
+    trained: Any,
+    *,
+    init: Any = None,
+    evaluated: bool = False,
+    callbacks: Any = (),
+    **options: Any,
+) -> Trainer:
     arguments: dict[str, Any] = {"max_steps": 5, "save_steps": 2, "logging_steps": 2, **options}
     return Trainer(
         trained,
@@ -60,6 +68,9 @@ def trainer(folder: Path, trained: Any, **options: Any) -> Trainer:
             **arguments,
         ),
         train_dataset=Sums(),
+        eval_dataset=Sums() if evaluated else None,
+        model_init=init,
+        callbacks=list(callbacks),
         processing_class=sums.tokenizer(),
     )
 
@@ -163,6 +174,49 @@ def test_a_resumed_run_measures_from_the_start(run: tuple[Trainer, Path], tmp_pa
     assert logged[4][name] == expected[4][name]
 
 
+def test_a_model_that_the_trainer_makes_anew_is_followed(tmp_path: Path) -> None:
+    """With ``model_init`` training begins with another object than the trainer had when the callback was made."""
+    made = trainer(tmp_path / "run", None, init=lambda: model())
+    held = made.model
+    made.add_callback(DriftCallback(made, every=2, **GIVEN, **SMALL))
+    made.train()
+    assert made.model is not held
+    save_model(model(), sums.tokenizer(), tmp_path / "start")
+    last = tmp_path / "run" / "checkpoint-5"
+    found = compare(last, tmp_path / "start", sample_from="policy", **GIVEN, **SMALL, device="cpu")
+    logged = drift(made.state.log_history)
+    assert logged[0]["kl/policy_reference/exact"] == 0
+    assert logged[5]["kl/policy_reference/exact"] == found["policy_responses"]["reverse_kl"] > 0
+
+
+@pytest.mark.parametrize("best", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+def test_the_step_at_which_training_is_stopped_early_is_the_last(
+    tmp_path: Path, best: bool, first: bool
+) -> None:
+    """An evaluation ends it, after the step; with ``load_best_model_at_end`` other weights come after that."""
+    stopping = EarlyStoppingCallback(early_stopping_patience=1)
+    made = trainer(
+        tmp_path / "run", model(), evaluated=True, callbacks=[] if first else [stopping], max_steps=20, save_steps=1,
+        eval_strategy="steps", eval_steps=1, metric_for_best_model="eval_loss", greater_is_better=True,
+        load_best_model_at_end=best,
+    )  # fmt: skip
+    made.add_callback(DriftCallback(made, every=100, **GIVEN, **SMALL))
+    if first:
+        made.add_callback(stopping)
+    made.train()
+    last = made.state.global_step
+    assert last < 20
+    logged = drift(made.state.log_history)
+    assert list(logged) == [0, last]
+    save_model(model(), sums.tokenizer(), tmp_path / "start")
+    found = compare(
+        tmp_path / "run" / f"checkpoint-{last}", tmp_path / "start", sample_from="policy", **GIVEN, **SMALL,
+        device="cpu",
+    )  # fmt: skip
+    assert logged[last]["kl/policy_reference/exact"] == found["policy_responses"]["reverse_kl"] > 0
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
@@ -200,6 +254,25 @@ def test_an_adapter_is_switched_off_for_the_reference(tmp_path: Path) -> None:
     merged = made.model.merge_and_unload()
     found = compare(
         merged, start, tokenizer=sums.tokenizer(), sample_from="policy", **GIVEN, **SMALL, device="cpu"
+    )
+    assert logged[5]["kl/policy_reference/exact"] == pytest.approx(
+        found["policy_responses"]["reverse_kl"], rel=1e-4
+    )
+    assert logged[5]["kl/policy_reference/exact"] > 1e-4
+
+
+@PEFT_WARNING
+def test_an_adapter_that_the_trainer_makes_anew_is_followed(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, r=4)
+    made = trainer(tmp_path, None, init=lambda: peft.get_peft_model(model(), config))
+    made.add_callback(DriftCallback(made, every=2, **GIVEN, **SMALL))
+    made.train()
+    logged = drift(made.state.log_history)
+    assert logged[0]["kl/policy_reference/exact"] == 0
+    merged = made.model.merge_and_unload()
+    found = compare(
+        merged, model(), tokenizer=sums.tokenizer(), sample_from="policy", **GIVEN, **SMALL, device="cpu"
     )
     assert logged[5]["kl/policy_reference/exact"] == pytest.approx(
         found["policy_responses"]["reverse_kl"], rel=1e-4

@@ -50,8 +50,8 @@ class DriftCallback(TrainerCallback):
 
     The values are those of ``kedge.measure.compare`` on the same checkpoints, through the same functions: responses
     are drawn with the same random numbers each time, so that changes are the model's. It logs at step 0, every
-    ``every`` steps, and at the last step. Training is left as it is: modes, gradients, random states. Add it to the
-    trainer that it is made for:
+    ``every`` steps, and at the last step, early stopping's, too. Training is left as it is: modes, gradients, random
+    states. Add it to the trainer that it is made for:
 
         trainer.add_callback(DriftCallback(trainer, prompts="held-out.jsonl", every=50))
 
@@ -106,7 +106,7 @@ class DriftCallback(TrainerCallback):
         started = time.perf_counter()
         works = [Work(each.question, each.windows) for each in self._plan]
         with _undisturbed(self._trainer.model):
-            self._models.refresh()
+            self._models.follow(self._trainer.model)
             Pipeline(self._models, self._config, self._backend, Silent(), Interrupt()).run(works)
         values: dict[str, float] = {}
         for work in works:
@@ -132,6 +132,29 @@ class DriftCallback(TrainerCallback):
         if state.global_step % self._every == 0 or ends:
             self._log(state, control)
 
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure where an evaluation has ended training: early stopping."""
+        self._log_last(state, control)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure where callbacks after this one have ended training."""
+        self._log_last(state, control)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure the end if nothing above has, unless the best weights have taken the place of the last ones."""
+        if not args.load_best_model_at_end:
+            self._log(state, control)
+
+    def _log_last(self, state: TrainerState, control: TrainerControl) -> None:
+        if control.should_training_stop:
+            self._log(state, control)
+
     def _log(self, state: TrainerState, control: TrainerControl) -> None:
         if state.global_step == self._measured:
             return
@@ -152,13 +175,20 @@ class _Pair(Models):
             policy, reference, tokenizer, dtype="saved", device=str(policy.device), low_memory=False
         )
 
-    def refresh(self) -> None:
-        """Follow the trainer, which may have moved its model or put other tensors into its place."""
-        policy = self.take("policy")
+    def follow(self, model: Any) -> None:
+        """Follow the trainer, which may have made its model anew, moved it, or put other tensors into its place."""
+        policy = _policy_of(model)
         self.device = policy.device
+        if policy is not self._loaded["policy"]:
+            self._exchange(model, policy)
         self.take("reference").to(policy.device)
         for side in ("reference", "policy"):
             self.heads[side] = self._head(side)
+
+    def _exchange(self, model: Any, policy: PreTrainedModel) -> None:
+        """Measure another model from now on."""
+        self._sources["policy"] = self._loaded["policy"] = policy
+        self._learn("policy", policy)
 
     def _head(self, side: Side) -> Head:
         return head_of(self.take(side), self.vocabulary).detach()
@@ -171,6 +201,11 @@ class _Switched(_Pair):
         self._tuner = model.base_model
         base = model.get_base_model()
         super().__init__(base, base, tokenizer)
+
+    def _exchange(self, model: Any, policy: PreTrainedModel) -> None:
+        self._tuner = model.base_model
+        self._sources["reference"] = self._loaded["reference"] = policy
+        super()._exchange(model, policy)
 
     def take(self, side: Side) -> PreTrainedModel:
         """Give the model in the state that a side stands for."""
@@ -202,6 +237,20 @@ def _models(trainer: Trainer, reference: str | Path | PreTrainedModel | None, to
             f"DriftCallback: the trainer's processing class is {type(tokenizer).__name__}, no tokenizer: "
             "give tokenizer="
         )
+    policy = _policy_of(model)
+    if reference is None and _is_adapted(model):
+        return _Switched(model, tokenizer)
+    if reference is None:
+        start = frozen_copy(policy)
+    elif isinstance(reference, PreTrainedModel):
+        start = reference
+    else:
+        start = load_model(reference, dtype=policy.dtype).requires_grad_(False)
+    return _Pair(policy, start.to(policy.device), tokenizer)
+
+
+def _policy_of(model: Any) -> PreTrainedModel:
+    """Take the causal language model that a trainer's model is, or that its adapters are on."""
     adapted = _is_adapted(model)
     policy = model.get_base_model() if adapted else model
     if not isinstance(policy, PreTrainedModel):
@@ -211,15 +260,7 @@ def _models(trainer: Trainer, reference: str | Path | PreTrainedModel | None, to
         )
     if adapted:
         _require_switches(model, policy)
-        if reference is None:
-            return _Switched(model, tokenizer)
-    if reference is None:
-        start = frozen_copy(policy)
-    elif isinstance(reference, PreTrainedModel):
-        start = reference
-    else:
-        start = load_model(reference, dtype=policy.dtype).requires_grad_(False)
-    return _Pair(policy, start.to(policy.device), tokenizer)
+    return policy
 
 
 def _is_adapted(model: Any) -> bool:
