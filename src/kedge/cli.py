@@ -152,6 +152,8 @@ def _add_measure(commands: Any) -> None:
     add("--count", type=int, metavar="N", help="only the first N prompts and texts")
     add("--prompt-format", dest="prompt", metavar="F", help="columns in braces (default {prompt})")
     add("--text-column", dest="text", metavar="NAME", help="column of a text (default text)")
+    add("--window", type=int, metavar="N",
+        help="tokens of a text at once, longer ones in overlapping windows (default 2048 or the context)")  # fmt: skip
     add("--dtype", choices=["float32", "bfloat16", "float64", "saved"],
         help="of weights and hidden states; saved: as the files have it (default float32)")  # fmt: skip
     add("--device", help="a PyTorch device (default auto: CUDA where there is one)")

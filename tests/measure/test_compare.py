@@ -220,15 +220,6 @@ def test_padded_vocabularies(padded: str) -> None:
         torch.testing.assert_close(found[name].tokens.reverse_kl, answer.tokens.reverse_kl)
 
 
-def test_texts_longer_than_the_context_are_cut_into_windows() -> None:
-    policy, reference = model(0, context=16), model(1, context=16)
-    found = compare(policy, reference, texts=["1" * 40, "2+2=4"], tokenizer=BOTH["tokenizer"], device="cpu")
-    answer = found["texts"]
-    assert answer.counts == {"texts": 2, "responses": 4, "tokens": 15 + 15 + 7 + 4}
-    assert [line["responses"] for line in answer.by_cluster] == [3, 1]
-    assert answer.tokens.cluster.unique().tolist() == [0, 1]
-
-
 def test_messages_and_completions_are_scored_where_the_answer_is() -> None:
     rows = [{"prompt": "1+2=", "completion": "#3"}, {"prompt": "10+20=", "completion": "#30"}]
     found = compare(model(0), model(1), texts=rows, tokenizer=BOTH["tokenizer"], device="cpu")

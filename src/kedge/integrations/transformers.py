@@ -37,7 +37,7 @@ from kedge.runs.interrupt import Interrupt
 
 _ACTING = frozenset(
     {"responses", "sample_from", "max_new_tokens", "temperature", "count", "prompt", "text", "seed", "batch"}
-    | {"backend"}
+    | {"window", "backend"}
 )
 """Settings of a comparison that act here: the others are about loading models, and about intervals."""
 FEWEST_RESAMPLES = 40
@@ -71,7 +71,7 @@ class DriftCallback(TrainerCallback):
             or, if it is a PEFT model, had by switching its adapters off; else a path or name, or a model.
         tokenizer: the trainer's ``processing_class`` when left out.
         settings: of ``kedge.measure.MeasureConfig``: responses, sample_from (here ``policy`` by default),
-            max_new_tokens, temperature, count, prompt, text, seed, batch, backend.
+            max_new_tokens, temperature, count, prompt, text, window, seed, batch, backend.
 
     Raises:
         UserError: something given cannot be used.

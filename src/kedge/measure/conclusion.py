@@ -10,6 +10,7 @@ from kedge.errors import RunError
 from kedge.measure.answer import answer
 from kedge.measure.config import MeasureConfig
 from kedge.measure.files import write, write_tokens
+from kedge.measure.inputs import window_length
 from kedge.measure.models import SIDES, Models
 from kedge.measure.pieces import Pieces
 from kedge.measure.pipeline import Work
@@ -62,7 +63,11 @@ def _comparison(
         answers={work.question.name: answer(work, pieces, config) for work in works if work.tables},
         policy=facts["policy"],
         reference=facts["reference"],
-        settings={**dataclasses.asdict(config), "device": str(models.device)},
+        settings={
+            **dataclasses.asdict(config),
+            "device": str(models.device),
+            "window": window_length(config, models.context) if any(map(_of_texts, works)) else None,
+        },
         environment=environment(
             device=str(models.device), seed=config.seed, reference=facts["reference"]["fingerprint"]
         ),
@@ -73,13 +78,17 @@ def _comparison(
     )
 
 
+def _of_texts(work: Work) -> bool:
+    return work.question.sampled_from is None
+
+
 def _notes(works: list[Work], models: Models) -> list[str]:
     """Say what a reader of the figures should know."""
     notes = []
     if models.facts["policy"]["fingerprint"] == models.facts["reference"]["fingerprint"]:
         notes.append("policy and reference have the same weights, to the bit")
     ends = [models.facts[side]["end_tokens"] for side in SIDES]
-    if set(ends[0]) != set(ends[1]) and any(work.question.sampled_from for work in works):
+    if set(ends[0]) != set(ends[1]) and not all(map(_of_texts, works)):
         notes.append(
             f"responses of the policy end at the tokens {ends[0]}, those of the reference at {ends[1]}: the KLs per "
             "response are of responses that end differently"

@@ -19,7 +19,7 @@ _OF_PROMPTS = {
     "max_new_tokens": "--max-new-tokens",
     "prompt": "--prompt-format",
 }
-_OF_TEXTS = {"text": "--text-column"}
+_OF_TEXTS = {"text": "--text-column", "window": "--window"}
 
 
 def require_acting(given: Collection[str], *, prompts: bool, texts: bool) -> None:
@@ -55,6 +55,8 @@ class MeasureConfig:
         count: the first so many prompts and texts; None: all.
         prompt: format of a prompt's columns, as in recipes.
         text: the column of a text; rows without it are read as messages, or prompt and completion.
+        window: W, tokens of a text that go through a model at once; longer texts are read in windows that overlap by
+            half. None: 2,048, or the models' context where that is less.
         dtype: of weights and hidden states: float32, bfloat16, float64, or ``saved``: each as its file has it,
             which is also said of models in memory. Logits are never below float32.
         device: a PyTorch device; ``auto`` is CUDA where there is one.
@@ -78,6 +80,7 @@ class MeasureConfig:
     count: int | None = None
     prompt: str = "{prompt}"
     text: str = "text"
+    window: int | None = None
     dtype: str = "float32"
     device: str = "auto"
     seed: int = 0
@@ -95,6 +98,10 @@ class MeasureConfig:
                 raise UserError(f"{name} = {getattr(self, name)} must be at least 1")
         if self.count is not None and self.count < 1:
             raise UserError(f"count = {self.count} must be at least 1, or left out")
+        if self.window is not None and self.window < 2:
+            raise UserError(
+                f"window = {self.window} must be at least 2: a token is scored behind one that is read"
+            )
         if self.most < 0:
             raise UserError(f"most = {self.most} must not be negative")
         if not 0 <= self.seed < 2**64:

@@ -16,6 +16,8 @@ from kedge.measure.config import MeasureConfig
 Given: TypeAlias = str | Path | Sequence[str | Mapping[str, Any]]
 SHOWN = 500
 """Characters of a prompt or text that are kept for people."""
+LONGEST_WINDOW = 2048
+"""Tokens of a window where none is given: contexts of 100,000 tokens would need more memory than most have."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,15 @@ def load_texts(
 ) -> list[Window]:
     """Encode texts by the reference's tokenizer, once for both models.
 
-    Of a text every token but the first is scored; one that is longer than the context is cut into windows of
-    that length, the first token of each only read. Of messages, or prompt and completion, the answer is scored.
+    Of a text every token but the first is scored, once. One that is longer than a window is read in several: each
+    but the first scores at most half of its tokens and reads the ones before them, and all begin as the text does
+    where that is with a bos token. Of messages, or prompt and completion, the answer is scored, in one window.
 
     Raises:
-        UserError: no texts, one without a token to score, an example beyond the context; naming file and line.
+        UserError: no texts, one without a token to score, an example or a window beyond the context; naming file and
+            line.
     """
+    length = window_length(config, context)
     rows = _rows(given, config.text, config)
     windows = []
     for index, row in enumerate(rows):
@@ -86,10 +91,31 @@ def load_texts(
             raise UserError(
                 f"{place}: the text has a single token; the first is only read, so none is scored"
             )
-        step = context or len(tokens)
-        starts = range(0, len(tokens), step)
-        pieces = [tokens[start : start + step] for start in starts]
-        windows += [Window(index, piece[:1], piece[1:]) for piece in pieces if len(piece) > 1]
+        windows += _windows(index, tokens, length, tokenizer.bos_token_id)
+    return windows
+
+
+def window_length(config: MeasureConfig, context: int | None) -> int:
+    """Say how many tokens of a text go through the models at once.
+
+    Raises:
+        UserError: more than their context was asked for.
+    """
+    if config.window is None:
+        return LONGEST_WINDOW if context is None else min(LONGEST_WINDOW, context)
+    if context is not None and config.window > context:
+        raise UserError(
+            f"window = {config.window} is beyond the models' context of {context}: lower it, or leave it out"
+        )
+    return config.window
+
+
+def _windows(cluster: int, tokens: list[int], length: int, bos: int | None) -> list[Window]:
+    windows = [Window(cluster, tokens[:1], tokens[1:length])]
+    for start in range(length, len(tokens), length // 2):
+        scored = tokens[start : start + length // 2]
+        read = tokens[start + len(scored) - length : start]
+        windows.append(Window(cluster, [bos, *read[1:]] if bos == tokens[0] else read, scored))
     return windows
 
 

@@ -290,6 +290,7 @@ def facts(audit: Audit) -> list[tuple[str, str]]:
     drawn = f"{settings['responses']} a prompt, up to {settings['max_new_tokens']:,} tokens"
     found = {
         "responses": drawn if sampled else "",
+        "windows of texts": f"{settings['window']:,} tokens" if settings.get("window") else "",
         "temperature": f"{settings['temperature']:g}",
         "vocabulary": f"{audit.summary['vocabulary']:,} tokens",
         "intervals": f"{settings['confidence']:.0%}, {settings['resamples']:,} resamples",
