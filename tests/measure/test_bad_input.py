@@ -66,6 +66,33 @@ def test_tokenizers_that_differ(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert "the tokenizers differ: the policy has 258 entries, not 16; for example ' '" in said
 
 
+@pytest.mark.parametrize("side", ["policy", "reference"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_tokenizer(here: Path, capsys: pytest.CaptureFixture[str], side: str, name: str) -> None:
+    """Not the other model's in its place."""
+    (here / side / name).write_text((here / side / name).read_text()[:100])
+    said = refused(capsys, "policy", "reference", *PROMPTS, status=1)
+    assert f"{side}: {side}/{name}: damaged (" in said
+    assert said.endswith("copy or download it again")
+
+
+@pytest.mark.parametrize("side", ["policy", "reference"])
+def test_a_tokenizer_that_is_not_there(here: Path, capsys: pytest.CaptureFixture[str], side: str) -> None:
+    for file in (here / side).glob("*token*"):
+        file.unlink()
+    assert measure("policy", "reference", *PROMPTS, "--out", "out") == 0
+    other = {"policy": "reference", "reference": "policy"}[side]
+    (note,) = json.loads((here / "out" / "measure.json").read_text())["notes"]
+    assert note.startswith(f"the {side} has no tokenizer of its own (tokenizer '{side}': the folder has no")
+    assert note.endswith(f"the {other}'s is used for both")
+    (here / side / "tokenizer.json").write_text("{}")
+    assert f"{side}: tokenizer '{side}' cannot be loaded" in refused(capsys, "policy", "reference", *PROMPTS)
+    (here / side / "tokenizer.json").unlink()
+    for file in (here / other).glob("*token*"):
+        file.unlink()
+    assert "neither model has a tokenizer (" in refused(capsys, "policy", "reference", *PROMPTS)
+
+
 def test_empty_prompts(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "none.jsonl").write_text("")
     assert "none.jsonl: no rows in it" in refused(capsys, "policy", "reference", "--prompts", "none.jsonl")

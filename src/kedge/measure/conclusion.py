@@ -84,7 +84,7 @@ def _of_texts(work: Work) -> bool:
 
 def _notes(works: list[Work], models: Models) -> list[str]:
     """Say what a reader of the figures should know."""
-    notes = []
+    notes = list(models.notes)
     if models.facts["policy"]["fingerprint"] == models.facts["reference"]["fingerprint"]:
         notes.append("policy and reference have the same weights, to the bit")
     ends = [models.facts[side]["end_tokens"] for side in SIDES]

@@ -18,6 +18,7 @@ from kedge.models import (
     context_length,
     device_named,
     fingerprint,
+    has_tokenizer,
     head_of,
     load_model,
     load_tokenizer,
@@ -65,6 +66,7 @@ class Models:
         self._loaded: dict[Side, PreTrainedModel] = {}
         self.heads: dict[Side, Head] = {}
         self.facts: dict[Side, dict[str, Any]] = {}
+        self.notes: list[str] = []
         self.device = device_named(device)
         in_memory = [side for side in SIDES if isinstance(self._sources[side], PreTrainedModel)]
         if low_memory and in_memory:
@@ -131,11 +133,11 @@ class Models:
         }
 
     def _one_tokenizer(self, given: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
-        """Read both tokenizers and refuse two that differ; one may be missing."""
+        """Read both tokenizers and refuse two that differ; one may be missing, which a note says."""
         if given is not None:
             return given
         found: dict[Side, PreTrainedTokenizerBase] = {}
-        missing: list[Exception] = []
+        missing: dict[Side, UserError] = {}
         for side in ("reference", "policy"):
             source = self._sources[side]
             if isinstance(source, PreTrainedModel):
@@ -143,10 +145,20 @@ class Models:
             try:
                 found[side] = load_tokenizer(source, trust_remote_code=self._trust)
             except UserError as error:
-                missing.append(error)
+                if has_tokenizer(source):
+                    raise UserError(f"{side}: {error}") from error
+                missing[side] = error
+            except RunError as error:
+                raise RunError(f"{side}: {error}") from error
         if not found:
-            reason = f" ({missing[0]})" if missing else ""
-            raise UserError(f"neither model has a tokenizer{reason}: give one with tokenizer=")
+            reasons = "".join(f" ({reason})" for reason in list(missing.values())[:1])
+            raise UserError(
+                f"neither model has a tokenizer{reasons}: copy its files into one of the folders, or give tokenizer="
+            )
+        for side, reason in missing.items():
+            self.notes.append(
+                f"the {side} has no tokenizer of its own ({reason}): the {next(iter(found))}'s is used for both"
+            )
         if len(found) == 2:
             difference = vocabulary_difference(found["reference"], found["policy"])
             if difference is not None:

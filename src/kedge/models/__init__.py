@@ -6,7 +6,7 @@ from kedge.models.critic import Critic, critic_beside, load_critic, reward_model
 from kedge.models.device import DTYPES, device_named
 from kedge.models.hidden import hidden_states
 from kedge.models.identity import fingerprint, frozen_copy
-from kedge.models.load import load_model, load_reward_model, load_tokenizer
+from kedge.models.load import has_tokenizer, load_model, load_reward_model, load_tokenizer
 from kedge.models.mode import disable_dropout, enable_activation_checkpointing, evaluating
 from kedge.models.output_head import head_of, verify_head
 from kedge.models.save import save_model
@@ -31,6 +31,7 @@ __all__ = [
     "evaluating",
     "fingerprint",
     "frozen_copy",
+    "has_tokenizer",
     "head_of",
     "hidden_states",
     "load_critic",

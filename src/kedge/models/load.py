@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -148,12 +149,32 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model; arguments and errors as in :func:`load_model`."""
     where = _place(source, "tokenizer")
-    if isinstance(where, Path) and not any(where.glob("*token*")):
+    if isinstance(where, Path) and not has_tokenizer(where):
         raise UserError(f"tokenizer {str(source)!r}: the folder has no tokenizer files (tokenizer.json)")
-    with _explained(source, "tokenizer"), quiet():
-        return AutoTokenizer.from_pretrained(
-            where, revision=revision or "main", trust_remote_code=trust_remote_code
-        )
+    try:
+        with _explained(source, "tokenizer"), quiet():
+            return AutoTokenizer.from_pretrained(
+                where, revision=revision or "main", trust_remote_code=trust_remote_code
+            )
+    except UserError:
+        if isinstance(where, Path):
+            _require_json(where)
+        raise
+
+
+def has_tokenizer(source: str | Path) -> bool:
+    """Tell whether a source is a folder with tokenizer files, readable or not."""
+    folder = Path(source).expanduser()
+    return folder.is_dir() and any(folder.glob("*token*"))
+
+
+def _require_json(folder: Path) -> None:
+    """Name the file of a tokenizer that is damaged, which the libraries do not."""
+    for file in sorted(folder.glob("*token*.json")):
+        try:
+            json.loads(file.read_bytes())
+        except ValueError as error:
+            raise RunError(f"{file}: damaged ({error}): copy or download it again") from error
 
 
 def _place(source: str | Path, what: str) -> Path | str:
