@@ -127,6 +127,16 @@ def test_a_corrupt_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "policy: model 'policy': its safetensors file is damaged" in said
 
 
+def test_weights_that_are_not_numbers(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = model(0)
+    with torch.no_grad():
+        broken.model.norm.weight[0] = math.nan
+    save_model(broken, sums.tokenizer(), here / "diverged")
+    said = refused(capsys, "diverged", "reference", *PROMPTS)
+    assert "policy: LlamaForCausalLM 'diverged': model.norm.weight holds NaN or infinity" in said
+    assert said.endswith("take an earlier checkpoint")
+
+
 def test_a_folder_that_is_taken(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert measure("policy", "reference", *PROMPTS) == 0
     out = here / "runs" / "measure-policy-reference"

@@ -177,6 +177,24 @@ def test_infinite_kl_is_said() -> None:
     assert math.isfinite(found.estimates["forward_kl"].high)
 
 
+def test_values_that_are_not_numbers_crowd_nothing_out() -> None:
+    """Twenty tokens whose values are lost leave the lists of the others as they are."""
+    rows, tokenizer = table(), sums.tokenizer()
+    lost = torch.arange(rows.count) % 2 == 0
+    rows.token[lost] = 13
+    kept = rows.rows(~lost)
+    for name in ("reverse_kl", "forward_kl", "policy_log_prob"):
+        getattr(rows, name)[lost] = math.nan
+    assert by_token(rows, 3) == by_token(kept, 3)
+    context: Any = lambda cluster, response: [2]  # noqa: E731
+    places, expected = (most_moved(each, Pieces(tokenizer), 4, context) for each in (rows, kept))
+    for name, values in expected.items():
+        for value in ("reverse_kl", "forward_kl", "policy_log_prob", "reference_log_prob"):
+            assert [place[value] for place in places[name]] == [place[value] for place in values], name
+    rows.reverse_kl[1] = math.inf
+    assert most_moved(rows, Pieces(tokenizer), 4, context)["reverse_kl"][0]["reverse_kl"] == math.inf
+
+
 def test_edges() -> None:
     assert describe(torch.tensor([2.0]), {"p99": 0.99}) == {"min": 2.0, "p99": 2.0, "max": 2.0}
     assert math.isnan(correlation(torch.ones(3), torch.arange(3.0)))

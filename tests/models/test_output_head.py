@@ -140,3 +140,24 @@ def test_a_quantised_head_is_refused() -> None:
     model.lm_head.weight = torch.nn.Parameter(torch.zeros(32, 8, dtype=torch.int8), requires_grad=False)
     with pytest.raises(UserError, match=r"output head of LlamaForCausalLM is quantised \(torch.int8\)"):
         head_of(model)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_numbers_are_named(value: float) -> None:
+    model = build_model(40, hidden_size=16, layers=2, heads=2, context=32, seed=0)
+    model.config.name_or_path = "runs/diverged"
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 2] = value
+    with pytest.raises(
+        UserError, match=r"'runs/diverged': model.layers.1.mlp.up_proj.weight holds NaN or infinity"
+    ):
+        verify_head(model)
+
+
+def test_logits_that_overflow_are_said() -> None:
+    model = build_model(40, hidden_size=16, layers=1, heads=2, context=32, seed=0, tie=False)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(0).add_(3e38)
+        model.model.norm.weight.mul_(100)
+    with pytest.raises(UserError, match=r"its logits in torch.float32 are not: use a wider dtype"):
+        verify_head(model)

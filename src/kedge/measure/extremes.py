@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -42,8 +43,8 @@ def most_moved(
 
 
 def _largest(values: Tensor, most: int) -> list[int]:
-    """Rows of the largest values above 0, ties in their order."""
-    order = values.argsort(descending=True, stable=True)[:most]
+    """Rows of the largest values above 0, ties in their order; NaN has no place."""
+    order = values.nan_to_num(nan=0.0, posinf=math.inf).argsort(descending=True, stable=True)[:most]
     return [int(row) for row in order if values[row] > 0]
 
 

@@ -82,7 +82,7 @@ def by_token(table: TokenTable, most: int) -> dict[str, list[dict[str, Any]]]:
     likelihood of the data under the policy.
 
     Returns:
-        ``raised`` and ``lowered``: at most ``most`` tokens each, the largest change first.
+        ``raised`` and ``lowered``: at most ``most`` tokens each, the largest change first; none whose change is NaN.
     """
     ids, index = table.token.unique(return_inverse=True)
     change = clustered_sums(table.policy_log_prob.double() - table.reference_log_prob, index, len(ids))
@@ -96,4 +96,5 @@ def by_token(table: TokenTable, most: int) -> dict[str, list[dict[str, Any]]]:
         ]
 
     order = change.argsort(descending=True, stable=True)
+    order = order[~change[order].isnan()]
     return {"raised": listed(order, 1), "lowered": listed(order.flip(0), -1)}

@@ -77,7 +77,8 @@ def verify_head(model: PreTrainedModel) -> None:
     """Check on a few tokens that :func:`head_of` gives the model's own logits.
 
     Raises:
-        UserError: it does not, naming the architecture and the difference: every score would be wrong.
+        UserError: it does not, naming the architecture and the difference: every score would be wrong. Logits that
+            are not finite, naming the model and the first weight that is the cause.
 
     >>> from kedge.models import build_model
     >>> verify_head(build_model(32, architecture="gpt2", hidden_size=8, layers=1, heads=2, context=16, seed=0))
@@ -89,6 +90,8 @@ def verify_head(model: PreTrainedModel) -> None:
     with evaluating(model):
         theirs = model(input_ids=ids[None], use_cache=False).logits[0]
         hidden = hidden_states(model, ids, lengths)
+    if not theirs.isfinite().all():
+        raise UserError(_not_finite(model))
     ours = head_logits(Anchor(hidden, head), temperature=1.0, dtype=torch.float64)
     difference = float(
         (ours.double() - theirs.double()).abs().max() / theirs.double().abs().max().clamp(min=1e-30)
@@ -99,3 +102,15 @@ def verify_head(model: PreTrainedModel) -> None:
             f"softcap · tanh(scale · (h Wᵀ + b) / softcap): logits differ by {difference:.2g} of their "
             "largest; Kedge cannot train this architecture yet, so please report it"
         )
+
+
+def _not_finite(model: PreTrainedModel) -> str:
+    path = str(model.config.name_or_path)
+    name = type(model).__name__ + (f" {path!r}" if path else "")
+    for parameter, value in model.named_parameters():
+        if not value.isfinite().all():
+            return (
+                f"{name}: {parameter} holds NaN or infinity, so nothing that it predicts is a number: its training "
+                "diverged or its files are damaged; take an earlier checkpoint"
+            )
+    return f"{name}: its weights are finite, its logits in {model.dtype} are not: use a wider dtype"
