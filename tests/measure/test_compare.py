@@ -269,3 +269,36 @@ def test_an_interrupt_with_low_memory_scores_what_both_have_seen(saved: tuple[st
         )
     with pytest.raises(RunError, match="stopped before anything was scored"):
         compare(*saved, **settings, progress=Stopping(1))
+
+
+def test_an_interrupt_with_low_memory_begins_nothing_more(
+    saved: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No part is drawn, no model loaded, no pass announced after the part in hand."""
+    from kedge.measure import models, pipeline
+
+    done: list[str] = []
+    for room, name in ((pipeline, "generate"), (models, "load_model")):
+        monkeypatch.setattr(room, name, recorded(getattr(room, name), name, done))
+
+    class Watching(Stopping):
+        def begin(self, title: str, total: int, unit: str) -> None:
+            done.append(title)
+
+        def advance(self, count: int) -> None:
+            done.append("part")
+            super().advance(count)
+
+    settings = {**SMALL, "tokenizer": None, "batch": 4, "low_memory": True}
+    with pytest.raises(RunError, match="stopped before anything was scored"):
+        compare(*saved, **settings, progress=Watching(2))
+    first = "responses sampled from the reference: reference"
+    assert done == ["load_model"] * 2 + [first, "generate", "part", "generate", "part"]
+
+
+def recorded(function: Any, name: str, done: list[str]) -> Any:
+    def called(*args: Any, **options: Any) -> Any:
+        done.append(name)
+        return function(*args, **options)
+
+    return called

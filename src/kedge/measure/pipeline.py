@@ -89,15 +89,15 @@ class Pipeline:
         """Draw and pass with one model at a time, the reference first (it is in memory), then score all."""
         drawn: dict[str, list[Part]] = {}
         for side in ("reference", "policy", "reference"):
-            pending = [work for work in works if self._open(work, side, drawn, store)]
-            if pending and not self._interrupt.requested:
-                self._models.take(side)
-            for work in pending:
-                self._pass(work, side, drawn, store)
+            for work in works:
+                if self._open(work, side, drawn, store) and not self._interrupt.requested:
+                    self._pass(work, side, drawn, store)
         for work in works:
             parts = drawn.get(work.question.name, [])
             names = [[_name(work, index, side) for side in SIDES] for index in range(len(parts))]
             ready = [index for index, both in enumerate(names) if all(name in store for name in both)]
+            if not ready:
+                continue
             self._progress.begin(f"{work.question.title}: scoring", len(ready), "parts")
             for index in ready:
                 hidden = {side: store.take(_name(work, index, side)) for side in SIDES}
@@ -122,11 +122,11 @@ class Pipeline:
         known = drawn.get(name)
         parts: list[Part] = []
         for index, part in enumerate(self._parts(work) if known is None else known):
-            if self._interrupt.requested:
-                break
             parts.append(part)
             store.put(_name(work, index, side), self._hidden(work, index, part, side).cpu())
             self._progress.advance(len(part.clusters))
+            if self._interrupt.requested:  # before the next part is drawn
+                break
         if known is None:
             drawn[name] = parts
 
