@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kedge.measure.questions import Side
 from kedge.models import build_model
 from kedge.tasks.vocabulary import fixed_tokenizer
 
@@ -16,6 +17,7 @@ LIMIT = 3
 """Tokens in a response at most."""
 EOS = 1
 PROMPTS = ["".join(pair) for pair in itertools.product("abcd", repeat=2)]
+TEXTS = PROMPTS + ["".join(letters) for letters in itertools.product("abcd", repeat=3)]
 
 
 def tokenizer() -> PreTrainedTokenizerBase:
@@ -52,8 +54,10 @@ class Enumerated:
         return float(self.log_prob.exp() @ torch.tensor(values, dtype=torch.float64))
 
 
-def enumerate_responses(policy: PreTrainedModel, reference: PreTrainedModel, prompt: list[int]) -> Enumerated:
-    """Every response that the policy can give, with what a table of its tokens holds, from whole logits."""
+def enumerate_responses(
+    policy: PreTrainedModel, reference: PreTrainedModel, prompt: list[int], side: Side
+) -> Enumerated:
+    """Every response that one of the models can give, with what a table of its tokens holds, from whole logits."""
     whole = torch.tensor(list(itertools.product(range(6), repeat=LIMIT)))
     ids = torch.cat([torch.tensor([prompt]).expand(len(whole), -1), whole], dim=1)
     with torch.no_grad():
@@ -63,19 +67,31 @@ def enumerate_responses(policy: PreTrainedModel, reference: PreTrainedModel, pro
         ended = (tokens == EOS).nonzero()
         length = int(ended[0]) + 1 if len(ended) else LIMIT
         log_p, log_q = (each.log_softmax(-1)[:length] for each in logits)
-        known.setdefault(tuple(tokens[:length].tolist()), values(tokens[:length], log_p, log_q))
-    log_prob = torch.stack([column["policy_log_prob"].sum() for column in known.values()])
+        known.setdefault(tuple(tokens[:length].tolist()), values(tokens[:length], log_p, log_q, side))
+    log_prob = torch.stack([column[f"{side}_log_prob"].sum() for column in known.values()])
     return Enumerated([list(tokens) for tokens in known], log_prob, list(known.values()))
 
 
-def values(tokens: Tensor, log_p: Tensor, log_q: Tensor) -> dict[str, Tensor]:
-    """What a table holds of these tokens, and the sampled estimators, by their definitions."""
+def read_text(policy: PreTrainedModel, reference: PreTrainedModel, text: list[int]) -> Enumerated:
+    """A text, which is drawn whole, with what a table of its tokens holds, from whole logits."""
+    with torch.no_grad():
+        log_p, log_q = (
+            model(input_ids=torch.tensor([text])).logits[0, :-1].log_softmax(-1)
+            for model in (policy, reference)
+        )
+    column = values(torch.tensor(text[1:]), log_p, log_q, "policy")
+    return Enumerated([text[1:]], torch.zeros(1, dtype=torch.float64), [column])
+
+
+def values(tokens: Tensor, log_p: Tensor, log_q: Tensor, side: Side) -> dict[str, Tensor]:
+    """What a table holds of these tokens, and the sampled estimators of the side's KL, by their definitions."""
     p, q, chosen = log_p.exp(), log_q.exp(), tokens[:, None]
-    own, other = log_p.gather(1, chosen)[:, 0], log_q.gather(1, chosen)[:, 0]
+    policy, reference = log_p.gather(1, chosen)[:, 0], log_q.gather(1, chosen)[:, 0]
+    own, other = (policy, reference) if side == "policy" else (reference, policy)
     return {
         "token": tokens,
-        "policy_log_prob": own,
-        "reference_log_prob": other,
+        "policy_log_prob": policy,
+        "reference_log_prob": reference,
         "reverse_kl": (p * (log_p - log_q)).sum(1),
         "forward_kl": (q * (log_q - log_p)).sum(1),
         "policy_entropy": -(p * log_p).sum(1),
