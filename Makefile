@@ -53,7 +53,7 @@ study-modes: $(BIN)/.made  ## forward and reverse KL fitted to two peaks; figure
 study-overoptimisation: $(BIN)/.made  ## proxy and gold against √KL: no anchor, a ladder of β, a ladder of budgets; two hours, resumable
 	$(BIN)/python -m studies.overoptimisation $(ARGS)
 
-study-trust-region: $(BIN)/.made  ## clip, penalty, both, masks, nothing, over learning rates; an hour, resumable
+study-trust-region: $(BIN)/.made  ## clip, penalty, both, masks, nothing, over learning rates; an hour and a half, resumable
 	$(BIN)/python -m studies.trust_region $(ARGS)
 
 clean:

@@ -27,6 +27,8 @@ from studies.runs import Row, Stage, rows, shipped, shown, train
 HERE = Path(__file__).parent
 RATES = (3e-4, 1e-3, 3e-3)
 BETA, STEPS, EPOCHS = 0.3, 40, 4
+TARGET = 0.01
+"""Of the adapted penalties: KL(old‖policy) of a step, nats a token."""
 REGIONS: dict[str, dict[str, Any]] = {
     "none": {"kind": "none"},
     "clip ε 0.1": {"kind": "clip", "low": 0.1, "high": 0.1},
@@ -35,13 +37,13 @@ REGIONS: dict[str, dict[str, Any]] = {
     "penalty β 0.1": {"kind": "none", "penalty": {"beta": 0.1}},
     "penalty β 1": {"kind": "none", "penalty": {"beta": 1.0}},
     "penalty β 10": {"kind": "none", "penalty": {"beta": 10.0}},
-    "penalty adapted, from β 0.1": {"kind": "none", "penalty": {"beta": 0.1, "target": 0.01}},
-    "penalty adapted, from β 10": {"kind": "none", "penalty": {"beta": 10.0, "target": 0.01}},
+    "penalty adapted, from β 0.1": {"kind": "none", "penalty": {"beta": 0.1, "target": TARGET}},
+    "penalty adapted, from β 10": {"kind": "none", "penalty": {"beta": 10.0, "target": TARGET}},
     "clip ε 0.2 + penalty adapted": {
         "kind": "clip",
         "low": 0.2,
         "high": 0.2,
-        "penalty": {"beta": 1.0, "target": 0.01},
+        "penalty": {"beta": 1.0, "target": TARGET},
     },
     "mask TV 0.1": {"kind": "none", "mask": {"measure": "tv", "threshold": 0.1}},
     "mask of responses, KL 0.05": {
@@ -143,25 +145,26 @@ def draw(found: dict[str, dict[float, list[Row]]], path: Path) -> None:
         "penalty": [name for name in found if name.startswith("penalty")],
         "others": [name for name in found if name.startswith(("none", "mask")) or "+" in name],
     }
-    with figure(path, width=9.0, height=5.2, rows=2, columns=3) as plots:
+    means = [fmean(run["gained"] for run in runs) for each in found.values() for runs in each.values()]
+    drawn = [-1.0, *filter(math.isfinite, means)]
+    with figure(path, width=9.6, height=6.0, rows=2, columns=3) as plots:
         for column, (family, names) in enumerate(families.items()):
+            above, below = plots[0][column], plots[1][column]
             for colour, name in zip(CYCLE, names, strict=False):
-                for row, key in enumerate(("gained", "KL of a step")):
+                for plot, key in ((above, "gained"), (below, "KL of a step")):
                     values = [fmean(run[key] for run in runs) for runs in found[name].values()]
-                    plots[row][column].plot(list(found[name]), values, "o-", color=colour, ms=4, label=name)
-            plots[0][column].set_title(family, fontsize=9)
-            plots[1][column].set_yscale("log")
-            plots[1][column].legend(frameon=False, fontsize=7)
-            for row, label in enumerate(
-                (f"reward − {BETA:g}·KL at the end", "KL(old‖policy) of a step, nats")
-            ):
-                plots[row][column].set(
-                    xscale="log", xlabel="learning rate", ylabel=label if column == 0 else ""
-                )
-        means = [fmean(run["gained"] for run in runs) for each in found.values() for runs in each.values()]
-        drawn = [-1.0, *filter(math.isfinite, means)]
-        for plot in plots[0]:
-            plot.set_ylim(max(min(drawn), -5.0) - 0.2, max(drawn) + 0.3)
+                    plot.plot(list(found[name]), values, "o-", color=colour, ms=4, label=name)
+            above.set_title(family, fontsize=9)
+            above.set_ylim(max(min(drawn), -5.0) - 0.2, max(drawn) + 0.3)
+            below.set(xlabel="learning rate", yscale="log", ylim=(1e-3, 0.5))
+            below.axhline(TARGET, color="#7a7f87", lw=0.8, ls="--")
+            below.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.24))
+            for plot in (above, below):
+                plot.set_xscale("log")
+                plot.set_xticks(RATES, [f"{rate:g}" for rate in RATES], minor=False)
+                plot.set_xticks([], minor=True)
+        plots[0][0].set_ylabel(f"reward − {BETA:g}·KL at the end")
+        plots[1][0].set_ylabel("KL(old‖policy) of a step, nats a token")
 
 
 def main() -> int:
