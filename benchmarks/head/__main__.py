@@ -15,9 +15,9 @@ import torch
 from rich.console import Console
 
 from benchmarks.head.contender import FLOOR, Absent, Contender
-from benchmarks.head.goals import LIMITS, Goal, goals_of
+from benchmarks.head.goals import LIMITS, Goal, goals_of, taken
 from benchmarks.head.inputs import DRIFT, LOGIT_STD, RESPONSES, Size, make_inputs
-from benchmarks.head.kedge_side import REDUCE, kedge_contenders
+from benchmarks.head.kedge_side import REDUCE, fast_backend, kedge_contenders
 from benchmarks.head.losses import BETA, CLIP, ENTROPY_BONUS, EXACT
 from benchmarks.head.machine import device_name, line, machine
 from benchmarks.head.memory import peak_in_a_process, peak_of_this_process, peak_on_gpu
@@ -120,7 +120,7 @@ def contenders(size: Size, options: argparse.Namespace) -> Iterator[Contender | 
     device = torch.device(options.device)
     yield from floor_contenders(size)
     for each in (
-        *kedge_contenders(size),
+        *kedge_contenders(size, device),
         *plain_contenders(size, device),
         *peer_contenders(size, device),
     ):
@@ -151,7 +151,7 @@ def measure(size: Size, device: torch.device, dtype: torch.dtype, options: argpa
 
 def _rows_with_memory(result: Result, options: argparse.Namespace) -> Iterator[Row]:
     """Each family's fastest setting and its default; for a quick run two that a goal compares."""
-    backend = "compiled" if result.default(EXACT, f"{REDUCE} compiled") else "chunked"
+    backend = taken(result)
     for row in result.rows:
         each = row.contender
         if options.quick:
@@ -171,7 +171,8 @@ def _memory_alone(options: argparse.Namespace) -> Any:
 
 
 def _sweeps(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> list[Point]:
-    backend = "chunked" if options.no_compile else "compiled"
+    fast = fast_backend(device)
+    backend = "chunked" if options.no_compile and fast == "compiled" else fast
 
     def contenders_of(size: Size) -> list[Contender]:
         found = [each for each in contenders(size, options) if isinstance(each, Contender)]

@@ -59,16 +59,22 @@ class Goal:
         return {**asdict(self), "verdict": self.verdict}
 
 
+def taken(result: Result) -> str:
+    """Return the fast backend, if it took part."""
+    found = (each for each in ("triton", "compiled") if result.default(EXACT, f"{REDUCE} {each}"))
+    return next(found, "chunked")
+
+
 def goals_of(result: Result, limits: dict[str, float | None]) -> Iterator[Goal]:
-    """Judge Kedge with the settings it has by default."""
-    backend = "compiled" if result.default(EXACT, f"{REDUCE} compiled") else "chunked"
-    family, where = f"{REDUCE} {backend}", str(result.size)
+    """Judge Kedge at its default chunk with the backend that training takes, the faster one."""
+    backend, where = taken(result), str(result.size)
+    family = f"{REDUCE} {backend}"
 
     def goal(name: str, what: str, figure: float | None) -> Goal:
         return Goal(name, where, what, figure, limits.get(name))
 
     exact, sampled = result.default(EXACT, family), result.default(SAMPLED, family)
-    dense = [*result.racing(EXACT, DENSE), *result.racing(SAMPLED, DENSE, TRL)]
+    dense = [*result.racing(EXACT, DENSE, COMPILED), *result.racing(SAMPLED, DENSE, COMPILED, TRL)]
     fastest_dense = min(dense, key=lambda row: row.median, default=None)
     whole, liger = result.fastest(EXACT, DENSE), result.fastest(SAMPLED, LIGER)
     yield goal("time/products", f"{family} ÷ bare products", _times(exact, result.floor(EXACT)))
@@ -77,7 +83,7 @@ def goals_of(result: Result, limits: dict[str, float | None]) -> Iterator[Goal]:
     yield goal("memory/dense", f"{family} ÷ dense exact KL, incremental", _memory(exact, whole))
     yield goal("exact/sampled", f"{family}: exact ÷ sampled in the same pass", _times(exact, sampled))
     yield from _cross_entropy_goals(result, family, goal)
-    yield from _information(result, family, goal)
+    yield from _information(result, backend, goal)
     yield from _gpu_goals(result, exact, sampled, goal)
 
 
@@ -88,12 +94,13 @@ def _cross_entropy_goals(result: Result, family: str, goal: Any) -> Iterator[Goa
     yield goal("cross-entropy/peers", f"{what} ÷ {_named(peer, 'its peers')}", _times(own, peer))
 
 
-def _information(result: Result, family: str, goal: Any) -> Iterator[Goal]:
+def _information(result: Result, backend: str, goal: Any) -> Iterator[Goal]:
+    family = f"{REDUCE} {backend}"
     exact = result.default(EXACT, family)
     others = {
         "exact KL ÷ sampled with log ρ(a) cached": result.default(CACHED, family),
         "exact KL, default chunk ÷ the fastest chunk": result.fastest(EXACT, family),
-        "reduce ÷ score": result.fastest(EXACT, f"{SCORE} compiled"),
+        "reduce ÷ score": result.fastest(EXACT, f"{SCORE} {backend}"),
         "exact KL ÷ dense exact KL, compiled": result.fastest(EXACT, COMPILED),
     }
     for what, other in others.items():

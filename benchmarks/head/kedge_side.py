@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from benchmarks.head.contender import KEDGE, Contender, Step
@@ -15,16 +16,22 @@ from kedge.head import Head, default_chunk_rows, reduce, score
 REDUCE, SCORE = "kedge reduce", "kedge score"
 
 
-def kedge_contenders(size: Size) -> Iterator[Contender]:
-    default = min(default_chunk_rows(size.tokens), size.rows)
-    yield _contender(EXACT, REDUCE, "compiled", None, default)
+def fast_backend(device: torch.device) -> str:
+    """Return what training takes by itself for work of these sizes (``kedge.head.backend.fastest_backend``)."""
+    return "triton" if device.type == "cuda" else "compiled"
+
+
+def kedge_contenders(size: Size, device: torch.device) -> Iterator[Contender]:
+    """Give what training takes, at several chunks, and the operations as they stand."""
+    fast, default = fast_backend(device), min(default_chunk_rows(size.tokens, device.type), size.rows)
+    yield _contender(EXACT, REDUCE, fast, None, default)
     for rows in (128, 256, 512, 1024):
         if rows < size.rows and rows != default:
-            yield _contender(EXACT, REDUCE, "compiled", rows, default)
+            yield _contender(EXACT, REDUCE, fast, rows, default)
     yield _contender(EXACT, REDUCE, "chunked", None, default)
-    yield _contender(EXACT, SCORE, "compiled", None, default)
+    yield _contender(EXACT, SCORE, fast, None, default)
     for task in (SAMPLED, CACHED, CROSS_ENTROPY):
-        yield _contender(task, REDUCE, "compiled", None, default)
+        yield _contender(task, REDUCE, fast, None, default)
     yield _contender(CROSS_ENTROPY, REDUCE, "chunked", None, default)
 
 

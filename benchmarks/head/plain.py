@@ -25,6 +25,8 @@ def plain_contenders(_: Size, device: torch.device) -> Iterator[Contender | Abse
         yield Contender(EXACT, family, "", partial(exact_step, compiles=compiles), PLAIN, compiles=compiles)
         build = partial(cross_entropy_step, compiles=compiles)
         yield Contender(CROSS_ENTROPY, family, "", build, PLAIN, compiles=compiles)
+    build = partial(sampled_step, SAMPLED, selected=by_log_softmax, compiles=True)
+    yield Contender(SAMPLED, COMPILED, "", build, PLAIN, compiles=True)
     for task in (SAMPLED, CACHED):
         for setting, selected in (("logsumexp a response", by_logsumexp), ("log_softmax", by_log_softmax)):
             yield Contender(task, DENSE, setting, partial(sampled_step, task, selected=selected), PLAIN)
@@ -41,17 +43,20 @@ def by_log_softmax(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
 
 
-def sampled_step(task: str, inputs: Inputs, *, selected: Selected) -> Step:
+def sampled_step(task: str, inputs: Inputs, *, selected: Selected, compiles: bool = False) -> Step:
     """The reference's log-probability without gradients, then the policy's; no entropy, which k3 does not need."""
+
+    def log_prob_of(hidden: Tensor, weight: Tensor) -> Tensor:
+        return _wide(selected(hidden @ weight.T, inputs.targets))
+
+    score_of = _compiled(log_prob_of) if compiles else log_prob_of
 
     def step() -> Tensor:
         scores = {}
         if task == SAMPLED:
             with torch.no_grad():
-                logits = inputs.reference_hidden @ inputs.reference_weight.T
-                scores["reference.log_prob"] = _wide(selected(logits, inputs.targets))
-                del logits
-        scores["log_prob"] = _wide(selected(inputs.hidden @ inputs.weight.T, inputs.targets))
+                scores["reference.log_prob"] = score_of(inputs.reference_hidden, inputs.reference_weight)
+        scores["log_prob"] = score_of(inputs.hidden, inputs.weight)
         return _finish(task, scores, inputs)
 
     return step

@@ -19,7 +19,8 @@ from benchmarks.head.losses import CROSS_ENTROPY, EXACT
 WARM_ROWS = (16, 48)
 """Two numbers of rows, so that a compiler knows that it varies."""
 
-MOST_ERROR = 0.05
+MOST_ERROR = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.02}
+"""Of gradients. In float32 a contender that leaves out the KL or the entropy is seen: each is 3e-4 of the whole."""
 RETIRED_ABOVE = 1.25
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, ImportError, AssertionError)
 
@@ -61,7 +62,7 @@ def enter(
         except FAILURES as reason:
             absent.append(Absent(each.task, each.family, f"fails: {_first_line(reason)}"))
             continue
-        if error is not None and not error <= MOST_ERROR:
+        if error is not None and not error <= MOST_ERROR[inputs.hidden.dtype]:
             absent.append(
                 Absent(each.task, each.family, f"{each.setting}: its gradients are off by {error:.0%}")
             )
