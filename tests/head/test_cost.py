@@ -32,7 +32,7 @@ class Ledger(TorchDispatchMode):
             self.units += 2 * rows * inner * args[-1].shape[1] / (N * H * V)
         old = {_memory(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and _memory(leaf) not in old:
+            if isinstance(leaf, Tensor) and not leaf.is_meta and _memory(leaf) not in old:
                 self.largest = max(self.largest, leaf.numel())
                 self.shapes.add(tuple(leaf.shape))
         return result

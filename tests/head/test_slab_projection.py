@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kedge.head import Anchor, Head, score, slab_projection, workspace
 from kedge.head.projection import Projection
-from kedge.head.slab_projection import SlabProjection, make_projection
+from kedge.head.slab_projection import SlabProjection, make_projection, suits
 
 N, H, V = 22, 3, 7
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -60,7 +60,7 @@ def test_the_slab_changes_nothing(
     for value, true in zip(found, truth, strict=True):
         assert (value is None) == (true is None)
         if value is not None and true is not None:
-            assert value.dtype == torch.bfloat16
+            assert value.dtype == torch.float32
             torch.testing.assert_close(value, true)
 
 
@@ -84,18 +84,21 @@ def test_chunks_are_gathered_before_they_are_multiplied(monkeypatch: pytest.Monk
     assert SlabProjection(source(), 4, (False, False, True))._slab.numel() == 0
 
 
-def test_it_is_for_bfloat16_on_a_gpu() -> None:
-    def chosen(hidden: torch.dtype, weight: torch.dtype, device: str, dtype: torch.dtype) -> type:
-        tensors = (
-            torch.empty(2, 3, dtype=hidden, device=device),
-            torch.empty(4, 3, dtype=weight, device=device),
-        )
-        return type(make_projection(Anchor(tensors[0], Head(tensors[1])), dtype, 2, (False, False)))
+def test_it_is_for_bfloat16_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    half, single, double = torch.bfloat16, torch.float32, torch.float64
+    assert suits("cuda", {half}, single)
+    assert not suits("cuda", {half}, double)  # an anchor in float64 has all logits in it
+    assert not suits("cpu", {half}, single)
+    for factors in ({half, single}, {single}, {torch.float16}):
+        assert not suits("cuda", factors, single)
 
-    half, single = torch.bfloat16, torch.float32
-    assert chosen(half, half, "cpu", single) is Projection
-    for hidden, weight in ((half, single), (single, half), (torch.float16, torch.float16)):
-        assert chosen(hidden, weight, "meta", single) is Projection
+    def made() -> type:
+        tensors = torch.empty(2, 3, dtype=half), torch.empty(4, 3, dtype=half)
+        return type(make_projection(Anchor(tensors[0], Head(tensors[1])), single, 2, (False, False)))
+
+    assert made() is Projection
+    monkeypatch.setattr(slab_projection, "suits", lambda *_: True)
+    assert made() is SlabProjection
 
 
 @pytest.mark.parametrize("call", ["score", "reduce"])

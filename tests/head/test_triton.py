@@ -255,8 +255,8 @@ def test_rows_start_where_64_bits_say() -> None:
         )  # fmt: skip
         torch.testing.assert_close(kl, torch.zeros(3), rtol=0, atol=0)
 
-    truth = rows.softmax(-1)
-    truth[range(3), targets] += 1
+    truth = -rows.softmax(-1)  # 1·p + 2·(1[a] − p)
+    truth[range(3), targets] += 2
     near = torch.zeros(3, tokens)
     for p, q, p_to, q_to in (
         (far, rows, near, None),
@@ -267,7 +267,7 @@ def test_rows_start_where_64_bits_say() -> None:
         put(rows)
         triton_rows.pull_rows[(3,)](
             p, q, p_to, q_to, *(apart if each is far else tokens for each in (p, q, p_to, q_to)),
-            *normal, *normal, targets, one, None, one, one, None, one, None, None, None,
+            *normal, *normal, targets, one, None, 2 * one, one, None, 2 * one, None, None, None,
             tokens, 1.0, 1.0, 1.0, 1.0, P_CAPPED=False, Q_CAPPED=False, ADD=False, BLOCK=32,
         )  # fmt: skip
         torch.testing.assert_close(held() if p_to is far or q_to is far else near, truth)

@@ -58,14 +58,17 @@ def normalizer(logits: Float[Tensor, "*rows V"]) -> Normalizer:
 def log_ratio_of_logits(
     p_logits: Tensor, p_normalizer: Normalizer, q_logits: Tensor, q_normalizer: Normalizer
 ) -> Tensor:
-    """Return log q − log p, taken where most digits are left: logits first, normalisers part by part.
+    """Return log q − log p, taken where most digits are left: logits, less the maxima, less the rest.
+
+    At a maximum of both the first two leave nothing, and what remains, the logarithm of the odds against everything
+    else, may be as small as it likes: taken together with the maxima it would be rounded away.
 
     >>> p, q = torch.tensor([1000.0, 1001.0]), torch.tensor([1000.0, 1001.5])
     >>> [round(x, 5) for x in log_ratio_of_logits(p, normalizer(p), q, normalizer(q)).tolist()]
     [-0.38815, 0.11185]
     """
-    maxima = q_normalizer.maximum - p_normalizer.maximum
-    return (q_logits - p_logits) - (maxima + (q_normalizer.log_sum - p_normalizer.log_sum))
+    below_maxima = (q_logits - p_logits) - (q_normalizer.maximum - p_normalizer.maximum)
+    return below_maxima - (q_normalizer.log_sum - p_normalizer.log_sum)
 
 
 def entropy(

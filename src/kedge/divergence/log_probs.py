@@ -5,7 +5,7 @@ With x = log q − log p and φ(x) = eˣ − 1 − x ≥ 0,
     KL(p‖q) = Σ p·φ(x)
 
 is the textbook sum Σ p·(log p − log q), because Σ p·(eˣ − 1) = 0; but no two of its terms cancel, so that a
-small KL keeps its digits in float32, and none is negative.
+small KL keeps its digits in float32. None is negative, but for the rounding of numbers next to 0: no KL is.
 
 Masks. A log-probability of −∞ marks an entry that is not in the vocabulary. One that both distributions lack
 counts 0. One that only p lacks counts q in KL(p‖q); one that only q lacks makes it infinite. No mask makes a
@@ -123,7 +123,8 @@ def kl_from_log_probs(
     0.143841
     """
     log_p, log_q, x = _compared(log_p, log_q, log_ratio)
-    return torch.where(_escapes(x), math.inf, _excess_terms(log_p.exp(), log_q.exp(), x).sum(-1))
+    total = _excess_terms(log_p.exp(), log_q.exp(), x).sum(-1).clamp(min=0)
+    return torch.where(_escapes(x), math.inf, total)
 
 
 def total_variation_from_log_probs(

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from kedge.head.first_order import first_order
 from kedge.head.gradients import Pull
 from kedge.head.request import (
-    DIVERGENCES,
     POLICY,
     TOKEN_OUTPUTS,
     Output,
     Request,
     checked_loss,
+    moves,
     public_name,
 )
 from kedge.head.runner import Runner
@@ -51,7 +51,7 @@ class _Score(torch.autograd.Function):
     def forward(
         ctx: Any, request: Request, chunk_rows: int, runner: Runner, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.request, ctx.chunk_rows, ctx.runner = request, chunk_rows, runner
+        ctx.request, ctx.chunk_rows, ctx.runner = request.outline(), chunk_rows, runner
         ctx.needs = ctx.needs_input_grad[3:]
         workspace = Workspace(request.with_tensors(tensors), chunk_rows, [False] * len(tensors), runner)
         scores = _empty_scores(request)
@@ -65,9 +65,10 @@ class _Score(torch.autograd.Function):
         return tuple(scores.values())
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-        tensors, scores = ctx.saved_tensors[: len(ctx.needs)], ctx.saved_tensors[len(ctx.needs) :]
+        saved = ctx.saved_tensors  # unpacked once: checkpointing allows no more
+        tensors, scores = saved[: len(ctx.needs)], saved[len(ctx.needs) :]
         wanted = ctx.request.wanted
         pulled = {each: pull for each, pull in zip(wanted, upstream, strict=True) if pull is not None}
         found = {each: values for each, values in zip(wanted, scores, strict=True) if each in pulled}
@@ -76,7 +77,7 @@ class _Score(torch.autograd.Function):
         for rows in _chunks(request, ctx.chunk_rows):
             workspace.load(rows, ())
             workspace.backward(_rows_of(pulled, rows), _rows_of(found, rows))
-        return None, None, None, *workspace.gradients()
+        return None, None, None, *_cast(workspace.gradients(), [each.dtype for each in tensors])
 
 
 class _Kept(torch.autograd.Function):
@@ -103,13 +104,11 @@ class _Kept(torch.autograd.Function):
         return tuple(scores.values())
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-        count = len(ctx.places)
-        total = torch.zeros_like(ctx.saved_tensors[count])
-        for place, values, gradient in zip(
-            ctx.places, ctx.saved_tensors[:count], ctx.saved_tensors[count:], strict=True
-        ):
+        count, saved = len(ctx.places), ctx.saved_tensors  # unpacked once: checkpointing allows no more
+        total = torch.zeros_like(saved[count])
+        for place, values, gradient in zip(ctx.places, saved[:count], saved[count:], strict=True):
             pull = upstream[place]
             if pull is not None:
                 total.addcmul_(Pull.of(pull, values).gradient, gradient)
@@ -137,13 +136,15 @@ class _Loss(torch.autograd.Function):
             part, upstream = _call(per_token, found, rows, differentiable)
             loss += part
             workspace.backward(upstream, found)
-        ctx.gradients = workspace.gradients()
+        ctx.gradients, ctx.dtypes = workspace.gradients(), [each.dtype for each in tensors]
+        if torch.float16 not in ctx.dtypes:  # of a scaled loss they would vanish, were they not scaled before
+            ctx.gradients = _cast(ctx.gradients, ctx.dtypes)
         ctx.mark_non_differentiable(*scores.values())
         ctx.set_materialize_grads(False)
         return loss, *scores.values()
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Any, ...]:
         if ctx.gradients is None:
             raise RuntimeError(
@@ -153,7 +154,7 @@ class _Loss(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if upstream.device.type != "cpu" or upstream != 1.0:  # elsewhere a look would wait for it
             gradients = [None if each is None else each.mul_(upstream) for each in gradients]
-        return None, None, None, None, None, *gradients
+        return None, None, None, None, None, *_cast(gradients, ctx.dtypes)
 
 
 def _trains(request: Request) -> list[bool]:
@@ -191,11 +192,11 @@ def _call(
 def _differentiable(request: Request, needs: Sequence[bool]) -> set[Output]:
     """Return the outputs that depend on something that needs a gradient."""
     trains = {source for source, needed in request.by_source(needs).items() if any(needed)}
-    return {
-        (source, output)
-        for source, output in request.wanted
-        if output not in TOKEN_OUTPUTS and (source in trains or (output in DIVERGENCES and POLICY in trains))
-    }
+    return {output for output in request.wanted if any(moves(output, source) for source in trains)}
+
+
+def _cast(gradients: Sequence[Tensor | None], dtypes: Sequence[torch.dtype]) -> list[Tensor | None]:
+    return [None if each is None else each.to(dtype) for each, dtype in zip(gradients, dtypes, strict=True)]
 
 
 def _empty_scores(request: Request) -> dict[Output, Tensor]:

@@ -55,7 +55,8 @@ def dense_loss(request: Request, per_token: PerToken) -> tuple[Tensor, dict[Outp
 def head_logits(source: Anchor, temperature: float, dtype: torch.dtype) -> Tensor:
     """Return the logits [N, V] as ``Head`` defines them, in ``dtype``."""
     hidden, head = source
-    logits = hidden.to(dtype) @ head.weight[: head.tokens].to(dtype).T
+    with torch.autocast(hidden.device.type, enabled=False):  # it would round them to half precision
+        logits = hidden.to(dtype) @ head.weight[: head.tokens].to(dtype).T
     if head.bias is not None:
         logits = logits + head.bias[: head.tokens].to(dtype)
     logits = head.scale * logits

@@ -3,10 +3,11 @@
 Let p be the distribution with the logits l, q another, x = log q − log p, s = sign(p − q), and g the upstream
 gradients of log p(a), the entropy H, the log-normaliser Z, F = KL(p‖q), R = KL(q‖p) and T = TV(p, q). Then
 
-    ∂/∂l = p·[ g_Z − g_a − g_H·(log p + H) + Σ_q ( −g_F·(x + F) + ½·g_T·(s − Σ p·s) ) ]
-           + Σ_q g_R·(p − q) + g_a·1[a]
+    ∂/∂l = p·[ g_Z − g_H·(log p + H) + Σ_q ( −g_F·(x + F) + ½·g_T·(s − Σ p·s) ) ] + Σ_q g_R·(p − q) + g_a·(1[a] − p)
 
-Seen from q the same formula holds with p and q, F and R exchanged: it serves every anchor that trains, too.
+Seen from q the same formula holds with p and q, F and R exchanged: it serves every anchor that trains, too. At the
+target itself 1 − p is −expm1(log p), which keeps its digits where p is almost 1; so does s − Σ p·s, summed where
+s differs.
 """
 
 from __future__ import annotations
@@ -74,22 +75,29 @@ def logit_gradient(
     inner = log_p.new_zeros(log_p.shape[0], 1)  # the bracket; a column until a term needs more
     if log_normalizer is not None:
         inner = inner + log_normalizer.gradient
-    if log_prob is not None:
-        inner = inner - log_prob.gradient
     if entropy is not None:
         inner = inner - entropy.gradient * (log_p + entropy.value)
     for each in comparisons:
         if each.outward is not None:
             inner = inner - each.outward.gradient * (each.log_ratio + each.outward.value)
         if each.variation is not None:
-            sign = -each.log_ratio.sign()
-            inner = inner + 0.5 * each.variation.gradient * (sign - (p * sign).sum(-1, keepdim=True))
-    gradient = p * inner
+            inner = inner + 0.5 * each.variation.gradient * _less_mean(p, -each.log_ratio)
+    if log_prob is None:
+        gradient = p * inner
+    else:
+        chosen = log_p.gather(-1, targets[:, None])
+        at_target = chosen.exp() * inner.expand_as(log_p).gather(-1, targets[:, None])
+        gradient = p * (inner - log_prob.gradient)
+        gradient.scatter_(-1, targets[:, None], at_target - log_prob.gradient * chosen.expm1())
     for each in comparisons:
         if each.inward is not None:
             gradient.addcmul_(
                 each.inward.gradient, probability_difference(p, each.log_q.exp(), each.log_ratio)
             )
-    if log_prob is not None:
-        gradient.scatter_add_(-1, targets[:, None], log_prob.gradient)
     return gradient
+
+
+def _less_mean(p: Tensor, x: Tensor) -> Tensor:
+    """Return s − Σ p·s with s = sign(x), [n, V]: nothing is subtracted from 1, which p may almost be."""
+    above, below, level = ((p * chosen).sum(-1, keepdim=True) for chosen in (x > 0, x < 0, x == 0))
+    return (2 * below + level) * (x > 0) - (2 * above + level) * (x < 0) + (below - above) * (x == 0)

@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kedge.divergence import Normalizer, finite
 from kedge.head import elementwise, triton_runner
-from kedge.head.backend import chosen_runner
+from kedge.head.backend import chosen_runner, default_chunk_rows
 from kedge.head.elementwise import Normalizers, Plan, Transform
+from kedge.head.first_order import first_order
 from kedge.head.gradients import Pull
 from kedge.head.request import (
-    DIVERGENCES,
     POLICY,
-    TOKEN_OUTPUTS,
     Output,
     check_targets,
+    involved,
+    moves,
     public_name,
     read_want,
 )
@@ -74,11 +74,7 @@ def score_logits(
     sources = {POLICY: logits, **(anchors or {})}
     runner = _checked(sources, targets, anchors, backend)
     wanted = read_want(want, anchors or {})
-    names = [
-        name
-        for name in sources
-        if any(of == name or (name == POLICY and output in DIVERGENCES) for of, output in wanted)
-    ]
+    names = involved(sources, wanted)
     apply: Callable[..., tuple[Tensor, ...]] = _Score.apply
     values = apply(wanted, names, runner, targets.to(torch.int64), *(sources[name] for name in names))
     return {public_name(output): value for output, value in zip(wanted, values, strict=True)}
@@ -104,20 +100,17 @@ class _Score(torch.autograd.Function):
         ctx.save_for_backward(targets, *logits, *parts, *scores.values())
         trains = {name for name, needed in zip(names, ctx.needs, strict=True) if needed}
         fixed = (
-            values
-            for (source, output), values in scores.items()
-            if output in TOKEN_OUTPUTS
-            or (source not in trains and not (output in DIVERGENCES and POLICY in trains))
+            values for output, values in scores.items() if not any(moves(output, source) for source in trains)
         )
         ctx.mark_non_differentiable(*fixed)
         ctx.set_materialize_grads(False)
         return tuple(scores.values())
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
         names, count = ctx.names, len(ctx.names)
-        targets, saved = ctx.saved_tensors[0], ctx.saved_tensors[1:]
+        targets, *saved = ctx.saved_tensors  # unpacked once: who packs them may count
         sources = dict(zip(names, saved[:count], strict=True))
         parts, scores = saved[count : 3 * count], saved[3 * count :]
         normalizers = {name: Normalizer(*parts[2 * i : 2 * i + 2]) for i, name in enumerate(names)}
@@ -129,7 +122,7 @@ class _Score(torch.autograd.Function):
         gradients = {
             name: torch.empty_like(sources[name])
             for name, needed in zip(names, ctx.needs, strict=True)
-            if needed and any(of == name or (name == POLICY and out in DIVERGENCES) for of, out in pulls)
+            if needed and any(moves(output, name) for output in pulls)
         }
         plan = _plan(names, (), tuple(gradients))
         if ctx.runner is triton_runner.TRITON and triton_runner.suits(sources.values()):
@@ -200,6 +193,10 @@ def _copy(sources: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
 
 
 def _blocks(sources: Mapping[str, Tensor]) -> list[slice]:
-    for logits in sources.values():
+    """Cut the rows into blocks whose intermediates, a dozen of them, are small beside the logits."""
+    logits = sources[POLICY] if POLICY in sources else next(iter(sources.values()))
+    rows, tokens = logits.shape
+    if logits.device.type == "cpu":
         return EAGER.blocks(logits) or [slice(0, 0)]
-    return []
+    step = default_chunk_rows(tokens, logits.device.type)
+    return [slice(start, min(start + step, rows)) for start in range(0, max(rows, 1), step)]

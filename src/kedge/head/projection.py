@@ -28,10 +28,9 @@ class Projection:
         self.bias = None if head.bias is None else head.bias[: self._tokens].to(dtype)
         rows = min(chunk_rows, self._hidden.shape[0])
         self._buffer = self._hidden.new_empty((rows, self._tokens), dtype=dtype)
-        self._parameters = source_tensors(source)
         self._sums = [
             tensor.new_zeros(tensor.shape, dtype=dtype) if needed else None
-            for tensor, needed in zip(self._parameters, needs, strict=True)
+            for tensor, needed in zip(source_tensors(source), needs, strict=True)
         ]
         self.logits = self._buffer
 
@@ -63,8 +62,5 @@ class Projection:
         return total[rows]
 
     def gradients(self) -> list[Tensor | None]:
-        """Return the summed gradients of hidden states, weight and bias, in the dtypes of these."""
-        return [
-            None if total is None else total.to(parameter.dtype)
-            for total, parameter in zip(self._sums, self._parameters, strict=True)
-        ]
+        """Return the summed gradients of hidden states, weight and bias, in the dtype of the sums."""
+        return list(self._sums)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -17,6 +18,7 @@ POLICY = "policy"
 DIVERGENCES = ("reverse_kl", "forward_kl", "total_variation")
 POLICY_OUTPUTS = ("log_prob", "entropy", "log_normalizer")
 ANCHOR_OUTPUTS = ("log_prob", "entropy", *DIVERGENCES)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 TOKEN_OUTPUTS = ("top_token",)
 """Outputs of every source that are token ids: nothing flows back through them."""
 
@@ -30,7 +32,7 @@ class Request:
     """A checked call of the head.
 
     Args:
-        sources: hidden states and head of the policy, under POLICY, then of each anchor, under its name.
+        sources: hidden states and head of the policy, under POLICY, then of each anchor that is needed, under its name.
         wanted: the outputs, in a fixed order.
         targets: the tokens whose log-probability is meant, Int64[N].
         temperature: every logit is divided by it.
@@ -46,13 +48,16 @@ class Request:
     @property
     def involved(self) -> list[str]:
         """The sources whose logits are needed."""
-        of_policy = {POLICY for _, output in self.wanted if output in DIVERGENCES}
-        needed = of_policy.union(source for source, _ in self.wanted)
-        return [source for source in self.sources if source in needed]
+        return involved(self.sources, self.wanted)
 
     def tensors(self) -> list[Tensor]:
         """Return the hidden states, the weight and, if there is one, the bias of each source in turn."""
         return [tensor for source in self.sources.values() for tensor in source_tensors(source)]
+
+    def outline(self) -> Request:
+        """Return the same request of tensors without numbers, for whoever keeps those elsewhere."""
+        empty = [torch.empty(each.shape, dtype=each.dtype, device="meta") for each in self.tensors()]
+        return self.with_tensors(empty)
 
     def by_source(self, values: Sequence[T]) -> dict[str, list[T]]:
         """Sort by source what stands in the order of ``tensors()``."""
@@ -74,6 +79,18 @@ def source_tensors(source: Anchor) -> list[Tensor]:
     """Return the hidden states, the weight and, if there is one, the bias."""
     hidden, head = source
     return [hidden, head.weight] if head.bias is None else [hidden, head.weight, head.bias]
+
+
+def involved(sources: Iterable[str], wanted: Collection[Output]) -> list[str]:
+    """Return the sources whose logits are needed for these outputs."""
+    needed = {source for source, _ in wanted} | {POLICY for _, output in wanted if output in DIVERGENCES}
+    return [source for source in sources if source in needed]
+
+
+def moves(output: Output, source: str) -> bool:
+    """Whether an output has a gradient in the logits of a source."""
+    of, what = output
+    return what not in TOKEN_OUTPUTS and (of == source or (what in DIVERGENCES and source == POLICY))
 
 
 def public_name(output: Output) -> str:
@@ -98,20 +115,22 @@ def make_request(
     given = {name: Anchor(*pair) for name, pair in (anchors or {}).items()}
     if POLICY in given:
         raise ValueError(f"an anchor is named {POLICY!r}, as the policy itself is; give it another name")
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; it must be above 0")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; it must be above 0, and finite")
     wanted = read_want(want, given)
-    sources = {
-        name: Anchor(rows, gathered(each)) for name, (rows, each) in {POLICY: (hidden, head), **given}.items()
-    }
+    policy = Anchor(hidden, head)
+    sources = {POLICY: policy, **given}
     for name, source in sources.items():
-        _check_source(name, source, sources[POLICY])
+        _check_source(name, source, policy)
     check_targets(targets, hidden.shape[0], head.tokens)
-    doubles = (
-        tensor.dtype == torch.float64 for source in sources.values() for tensor in source_tensors(source)
-    )
-    dtype = torch.float64 if any(doubles) else torch.float32
-    return Request(sources, wanted, targets.to(torch.int64), temperature, dtype)
+    needed = {
+        name: Anchor(rows, gathered(each))
+        for name, (rows, each) in sources.items()
+        if name in involved(sources, wanted)
+    }
+    tensors = [tensor for source in needed.values() for tensor in source_tensors(source)]
+    dtype = torch.float64 if any(each.dtype == torch.float64 for each in tensors) else torch.float32
+    return Request({POLICY: policy} | needed, wanted, targets.to(torch.int64), temperature, dtype)
 
 
 def checked_loss(loss: Tensor) -> Tensor:
@@ -141,6 +160,12 @@ def read_want(want: Collection[str], anchors: Iterable[str]) -> tuple[Output, ..
 def _check_source(name: str, source: Anchor, policy: Anchor) -> None:
     hidden, head = source
     refuse_sharded(name, hidden)
+    for what, tensor in zip(("hidden states", "a weight", "a bias"), source_tensors(source), strict=False):
+        if tensor.dtype not in DTYPES:
+            raise ValueError(
+                f"{name!r} has {what} of {tensor.dtype}; the head reads float16, bfloat16, float32 and float64: "
+                "dequantise the output head, as its format's scales say"
+            )
     if hidden.ndim != 2 or hidden.shape[1] != head.weight.shape[1]:
         raise ValueError(
             f"{name!r} has hidden states of shape {tuple(hidden.shape)} and a head of shape "
@@ -164,6 +189,8 @@ def check_targets(targets: Tensor, rows: int, tokens: int) -> None:
     Raises:
         ValueError: if there are not as many as rows or, on a CPU, one is not in the vocabulary.
     """
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise ValueError(f"targets are {targets.dtype}; they must be ids of tokens, of an integer dtype")
     if targets.shape != (rows,):
         raise ValueError(f"targets have shape {tuple(targets.shape)}; there are {rows} hidden states")
     if targets.device.type == "cpu" and rows > 0:  # on other devices the look would wait for them

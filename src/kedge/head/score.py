@@ -47,7 +47,8 @@ def score(
         anchors: name → hidden states [N, H'] of the same tokens and their head, of the same vocabulary.
         want: names of outputs.
         temperature: all logits, those of the anchors too, are divided by it.
-        backend: "chunked" holds the logits of one chunk at a time, and makes them a second time in backward;
+        backend: "chunked" holds the logits of one chunk at a time, and makes them a second time in backward (or, where
+            hidden states alone train and few outputs are wanted, their gradients, [N, H] each, in forward);
             "compiled" does the same with its element-wise work fused by torch's compiler, which is faster from
             some ten seconds of work on (the first call of each kind compiles);
             "triton" with kernels for NVIDIA GPUs (float64 inputs run as "chunked");
@@ -60,8 +61,9 @@ def score(
         input is, else float32; ids of top tokens int64.
 
     Raises:
-        ValueError: for unknown names, sizes that do not fit, a temperature not above 0, a backend that the
+        ValueError: for unknown names, sizes or dtypes that do not fit, a temperature not above 0, a backend that the
             device or the installation lacks, and, on CPU, targets that are not in the vocabulary.
+        RuntimeError: in backward, if it is to be differentiated again; the dense backend can be.
 
     Source: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2024, arXiv 2411.09009, for
     the log-probability without the matrix; the divergences are those of ``kedge.divergence``.

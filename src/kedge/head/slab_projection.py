@@ -36,10 +36,9 @@ class SlabProjection:
         count = self._hidden.shape[0]
         rows = max(1, min(chunk_rows, count))
         self._buffer = self._hidden.new_empty((rows, self._tokens), dtype=torch.float32)
-        self._parameters = source_tensors(source)
         self._sums = [
             tensor.new_zeros(tensor.shape, dtype=torch.float32) if needed else None
-            for tensor, needed in zip(self._parameters, needs, strict=True)
+            for tensor, needed in zip(source_tensors(source), needs, strict=True)
         ]
         gathered = max(1, SLAB_ROWS // rows) * rows if needs[1] else rows
         self._slab = self._hidden.new_empty((min(gathered, count) if any(needs[:2]) else 0, self._tokens))
@@ -75,12 +74,9 @@ class SlabProjection:
         return total[rows]
 
     def gradients(self) -> list[Tensor | None]:
-        """Return the summed gradients of hidden states, weight and bias, in the dtypes of these."""
+        """Return the summed gradients of hidden states, weight and bias, in float32."""
         self._flush(0)
-        return [
-            None if total is None else total.to(parameter.dtype)
-            for total, parameter in zip(self._sums, self._parameters, strict=True)
-        ]
+        return list(self._sums)
 
     def _gather(self, rows: slice) -> Tensor:
         """Put the gradient in the buffer behind that of the rows before; empty the slab if that does not fit."""
@@ -105,10 +101,14 @@ def make_projection(
 ) -> AnyProjection:
     """Return the way of working that suits hidden states and weight."""
     hidden, head = source
-    halves = {hidden.dtype, head.weight.dtype} == {torch.bfloat16}
-    if hidden.device.type == "cuda" and halves and dtype == torch.float32:
+    if suits(hidden.device.type, {hidden.dtype, head.weight.dtype}, dtype):
         return SlabProjection(source, chunk_rows, needs)
     return Projection(source, dtype, chunk_rows, needs)
+
+
+def suits(device: str, factors: set[torch.dtype], logits: torch.dtype) -> bool:
+    """Whether factors of these dtypes, on a device of this type, are multiplied as they are."""
+    return device == "cuda" and factors == {torch.bfloat16} and logits == torch.float32
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor) -> None:

@@ -103,9 +103,9 @@ def compare_rows(
     for first in range(0, tokens, BLOCK):
         columns = first + tl.arange(0, BLOCK)
         inside = columns < tokens
-        p_logit, q_logit = _read(p_start, columns, inside, 0.0), _read(q_start, columns, inside, 0.0)
-        p = tl.where(inside, tl.exp((p_logit - p_top) - p_rest), 0.0)
-        q = tl.where(inside, tl.exp((q_logit - q_top) - q_rest), 0.0)
+        p_logit, q_logit = _read(p_start, columns, inside), _read(q_start, columns, inside)
+        p = tl.exp((p_logit - p_top) - p_rest)
+        q = tl.exp((q_logit - q_top) - q_rest)
         x = tl.where(inside, _log_ratio(p_logit, p_top, p_rest, q_logit, q_top, q_rest), 0.0)
         if reverse_kl is not None:
             outward += tl.sum(_excess_terms(p, q, x), 0)
@@ -116,8 +116,10 @@ def compare_rows(
         if total_variation is not None:
             apart += tl.sum(tl.maximum(p, q) * -_expm1(-tl.abs(x)), 0)
     if reverse_kl is not None:
+        outward = tl.where(outward < 0, 0.0, outward)
         tl.store(reverse_kl + row, tl.where(lowest < -0.5 * _FAR, float("inf"), outward))
     if forward_kl is not None:
+        inward = tl.where(inward < 0, 0.0, inward)
         tl.store(forward_kl + row, tl.where(highest > 0.5 * _FAR, float("inf"), inward))
     if total_variation is not None:
         apart = 0.5 * apart
@@ -161,7 +163,7 @@ def pull_rows(
 ):
     """Write a row of the gradient of products; it may overwrite the logits. With x = log q − log p, s = sign(p − q).
 
-    dp = p·[constant − entropy·log p − reverse·x + ½·variation·(s − Σ p·s)] + forward·(p − q) + log_prob·1[a],
+    dp = p·[constant − entropy·log p − reverse·x + ½·variation·(s − Σ p·s)] + forward·(p − q) + log_prob·(1[a] − p),
     dq the same with p and q, reverse and forward exchanged; each of these words is a column of upstream numbers.
     ``ADD`` adds dp to what is there.
     """
@@ -172,27 +174,36 @@ def pull_rows(
         q_start = q_logits + row * q_stride
         q_top, q_rest = tl.load(q_maximum + row), tl.load(q_log_sum + row)
     if total_variation is not None:
-        p_sign = tl.full((), 0.0, tl.float32)  # Σ p·s
-        q_sign = tl.full((), 0.0, tl.float32)  # Σ q·s
+        p_above = tl.full((), 0.0, tl.float32)  # Σ p where p > q
+        p_below = tl.full((), 0.0, tl.float32)  # Σ p where p < q
+        p_level = tl.full((), 0.0, tl.float32)
+        q_above = tl.full((), 0.0, tl.float32)  # Σ q where q > p
+        q_below = tl.full((), 0.0, tl.float32)
+        q_level = tl.full((), 0.0, tl.float32)
         for first in range(0, tokens, BLOCK):
             columns = first + tl.arange(0, BLOCK)
             inside = columns < tokens
-            p_logit, q_logit = _read(p_start, columns, inside, 0.0), _read(q_start, columns, inside, 0.0)
-            sign = -_sign(_log_ratio(p_logit, p_top, p_rest, q_logit, q_top, q_rest))
-            sign = tl.where(inside, sign, 0.0)
-            p_sign += tl.sum(tl.exp((p_logit - p_top) - p_rest) * sign, 0)
-            q_sign += tl.sum(tl.exp((q_logit - q_top) - q_rest) * sign, 0)
+            p_logit, q_logit = _read(p_start, columns, inside), _read(q_start, columns, inside)
+            x = _log_ratio(p_logit, p_top, p_rest, q_logit, q_top, q_rest)
+            p = tl.exp((p_logit - p_top) - p_rest)
+            q = tl.exp((q_logit - q_top) - q_rest)
+            p_above += tl.sum(tl.where(x < 0, p, 0.0), 0)
+            p_below += tl.sum(tl.where(x > 0, p, 0.0), 0)
+            p_level += tl.sum(tl.where(x == 0, p, 0.0), 0)
+            q_above += tl.sum(tl.where(x > 0, q, 0.0), 0)
+            q_below += tl.sum(tl.where(x < 0, q, 0.0), 0)
+            q_level += tl.sum(tl.where(x == 0, q, 0.0), 0)
         half = 0.5 * tl.load(total_variation + row)
     if p_log_prob is not None or q_log_prob is not None:
         target = tl.load(targets + row)
     for first in range(0, tokens, BLOCK):
         columns = first + tl.arange(0, BLOCK)
         inside = columns < tokens
-        p_logit = _read(p_start, columns, inside, 0.0)
+        p_logit = _read(p_start, columns, inside)
         log_p = (p_logit - p_top) - p_rest
         p = tl.exp(log_p)
         if q_logits is not None:
-            q_logit = _read(q_start, columns, inside, 0.0)
+            q_logit = _read(q_start, columns, inside)
             q = tl.exp((q_logit - q_top) - q_rest)
             x = _log_ratio(p_logit, p_top, p_rest, q_logit, q_top, q_rest)
             difference = tl.maximum(p, q) * _expm1(-tl.abs(x)) * _sign(x)
@@ -205,32 +216,33 @@ def pull_rows(
             if reverse_kl is not None:
                 bracket -= tl.load(reverse_kl + row) * x
             if total_variation is not None:
-                bracket += half * (-_sign(x) - p_sign)
+                bracket += half * _less_mean(-x, p_above, p_below, p_level)
             gradient = p * bracket
             if forward_kl is not None:
                 gradient += tl.load(forward_kl + row) * difference
             if p_log_prob is not None:
-                gradient += tl.where(columns == target, tl.load(p_log_prob + row), 0.0)
+                gradient += tl.load(p_log_prob + row) * _below_target(columns == target, log_p)
             gradient *= _slope(p_logit, p_factor, p_outer, P_CAPPED)
             p_place = p_gradient + row * p_gradient_stride + columns
             if ADD:
                 gradient += tl.load(p_place, mask=inside, other=0.0)
             tl.store(p_place, gradient, mask=inside)
         if q_gradient is not None:
+            log_q = (q_logit - q_top) - q_rest
             bracket = tl.zeros((BLOCK,), tl.float32)
             if q_constant is not None:
                 bracket += tl.load(q_constant + row)
             if q_entropy is not None:
-                bracket -= tl.load(q_entropy + row) * ((q_logit - q_top) - q_rest)
+                bracket -= tl.load(q_entropy + row) * log_q
             if forward_kl is not None:
                 bracket += tl.load(forward_kl + row) * x
             if total_variation is not None:
-                bracket += half * (_sign(x) + q_sign)
+                bracket += half * _less_mean(x, q_above, q_below, q_level)
             gradient = q * bracket
             if reverse_kl is not None:
                 gradient -= tl.load(reverse_kl + row) * difference
             if q_log_prob is not None:
-                gradient += tl.where(columns == target, tl.load(q_log_prob + row), 0.0)
+                gradient += tl.load(q_log_prob + row) * _below_target(columns == target, log_q)
             gradient *= _slope(q_logit, q_factor, q_outer, Q_CAPPED)
             tl.store(q_gradient + row * q_gradient_stride + columns, gradient, mask=inside)
 
@@ -253,8 +265,9 @@ def _logit(
 
 @triton.jit
 @no_type_check
-def _read(start, columns, inside, other):
-    return _clamp(tl.load(start + columns, mask=inside, other=other).to(tl.float32))
+def _read(start, columns, inside):
+    """Logits, of probability 0 beyond the vocabulary, however low the others are."""
+    return _clamp(tl.load(start + columns, mask=inside, other=float("-inf")).to(tl.float32))
 
 
 @triton.jit
@@ -266,7 +279,22 @@ def _clamp(logit):
 @triton.jit
 @no_type_check
 def _log_ratio(p_logit, p_top, p_rest, q_logit, q_top, q_rest):
-    return (q_logit - p_logit) - ((q_top - p_top) + (q_rest - p_rest))
+    return ((q_logit - p_logit) - (q_top - p_top)) - (q_rest - p_rest)
+
+
+@triton.jit
+@no_type_check
+def _less_mean(x, above, below, level):
+    """Return s − Σ p·s with s = sign(x), from Σ p over s = 1, −1, 0, of which none is subtracted from 1."""
+    return tl.where(x > 0, 2.0 * below + level, tl.where(x < 0, -2.0 * above - level, below - above))
+
+
+@triton.jit
+@no_type_check
+def _below_target(chosen, log_p):
+    """1[a] − p; at the target to the last digits, where p is almost 1."""
+    lower = tl.where(log_p > 0, 0.0, log_p)
+    return tl.where(chosen, -_expm1(lower), -tl.exp(log_p))
 
 
 @triton.jit

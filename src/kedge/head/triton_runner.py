@@ -198,8 +198,6 @@ def _way_back(transform: Transform) -> tuple[float, float, bool]:
 def _constant(own: Mapping[str, Pull | None], outward: Pull | None) -> Tensor | None:
     """Return what the bracket of ``gradients`` has in common for all entries of a row, [n]."""
     terms = [-pull.gradient * pull.value for pull in (own["entropy"], outward) if pull is not None]
-    if own["log_prob"] is not None:
-        terms.append(-own["log_prob"].gradient)
     if own["log_normalizer"] is not None:
         terms.append(own["log_normalizer"].gradient)
     return _flat(torch.stack(terms).sum(0)) if terms else None

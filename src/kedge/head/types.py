@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -27,7 +28,8 @@ class Head:
         vocabulary: how many rows of the weight are tokens; None means all.
 
     Raises:
-        ValueError: if scale or soft-cap is not above 0, or bias or vocabulary does not fit the weight.
+        ValueError: if the weight is no matrix, scale or soft-cap is not above 0 and finite, or bias or vocabulary does
+            not fit the weight.
 
     >>> import torch
     >>> Head(torch.zeros(8, 2), vocabulary=5).tokens
@@ -41,13 +43,18 @@ class Head:
     vocabulary: int | None = None
 
     def __post_init__(self) -> None:
+        if self.weight.ndim != 2:
+            raise ValueError(
+                f"the head's weight has shape {tuple(self.weight.shape)}; it must be [vocabulary, H] (one that FSDP or "
+                "ZeRO has cut up must be gathered first; a DTensor is gathered here)"
+            )
         rows = self.weight.shape[0]
         if self.bias is not None and self.bias.shape != (rows,):
             raise ValueError(f"the head's bias has shape {tuple(self.bias.shape)}, its weight {rows} rows")
-        if not self.scale > 0:
-            raise ValueError(f"scale is {self.scale}; it must be above 0")
-        if self.softcap is not None and not self.softcap > 0:
-            raise ValueError(f"softcap is {self.softcap}; it must be above 0, or None for no cap")
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale is {self.scale}; it must be above 0, and finite")
+        if self.softcap is not None and not 0 < self.softcap < math.inf:
+            raise ValueError(f"softcap is {self.softcap}; it must be above 0 and finite, or None for no cap")
         if self.vocabulary is not None and not 0 < self.vocabulary <= rows:
             raise ValueError(f"vocabulary is {self.vocabulary}; the head's weight has {rows} rows")
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from kedge.head.elementwise import Normalizers, Plan, Transform
 from kedge.head.gradients import Pull
-from kedge.head.request import DIVERGENCES, POLICY, Output, Request
+from kedge.head.request import POLICY, Output, Request, moves
 from kedge.head.runner import Runner
 from kedge.head.slab_projection import make_projection
 
@@ -62,7 +62,9 @@ class Workspace:
     def backward(self, upstream: Mapping[Output, Tensor], scores: Mapping[Output, Tensor]) -> None:
         """Add what these gradients [n] of the chunk's scores give; uses up the chunk's logits."""
         moved = tuple(
-            source for source, each in self._projections.items() if each.trains and _pulled(source, upstream)
+            source
+            for source, each in self._projections.items()
+            if each.trains and any(moves(output, source) for output in upstream)
         )
         if not moved:
             return
@@ -115,8 +117,3 @@ def _joined(parts: Iterator[_Found], blocks: Sequence[slice]) -> _Found:
     for block, found in zip(blocks, chain([first], parts), strict=True):
         tree_map(lambda target, part, block=block: target[block].copy_(part), whole, found)
     return whole
-
-
-def _pulled(source: str, upstream: Mapping[Output, Tensor]) -> bool:
-    """Whether any of these outputs depends on the logits of a source."""
-    return any(of == source or (source == POLICY and output in DIVERGENCES) for of, output in upstream)

@@ -116,8 +116,7 @@ class Batch:
         """Draw a token for each row, with its log-probability."""
         greedy = self.sampling.temperature == 0
         temperature = 1.0 if greedy else self.sampling.temperature
-        with torch.autocast(self.device.type, enabled=False):  # logits never below float32
-            logits = head_logits(Anchor(hidden, self.head), temperature, self.head.weight.dtype)
+        logits = head_logits(Anchor(hidden, self.head), temperature, self.head.weight.dtype)
         if step < self.sampling.min_new_tokens:
             logits[:, self.ends] = -torch.inf
         return draw(logits, None if greedy else self.uniforms[rows, step])
