@@ -97,6 +97,19 @@ def test_a_scaled_loss_of_float16_keeps_its_gradients() -> None:
         assert (found.grad.double() - truth.grad).norm() < 1e-3 * truth.grad.norm()
 
 
+def test_reduce_refuses_a_loss_with_parameters_of_its_own() -> None:
+    """Their gradient was missing without a word."""
+    hidden, weight, temperature = draw(4, 3).requires_grad_(), draw(9, 3), torch.ones(()).requires_grad_()
+
+    def loss(per_token: Callable[..., Tensor]) -> Tensor:
+        return reduce(hidden, Head(weight), torch.arange(4), per_token, want=["log_prob"])[0]
+
+    with pytest.raises(ValueError, match=r"a tensor of shape \(\) that requires a gradient"):
+        loss(lambda scores, rows: (2 * temperature * scores["log_prob"]).sum())
+    loss(lambda scores, rows: (2 * temperature.detach() * scores["log_prob"]).sum()).backward()
+    assert hidden.grad is not None
+
+
 def test_a_score_that_is_kept_keeps_no_weight() -> None:
     """After backward autograd lets saved tensors go. Seen to fail with the request itself in the graph."""
     hidden, weight = draw(4, 3).requires_grad_(), draw(9, 3)

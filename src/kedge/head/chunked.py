@@ -182,11 +182,30 @@ def _call(
         loss = checked_loss(per_token({public_name(output): leaf for output, leaf in leaves.items()}, rows))
     if not loss.requires_grad:
         return loss, {}
+    if rows.start == 0:
+        _refuse_others(loss, list(leaves.values()))
     inputs = {output: leaf for output, leaf in leaves.items() if leaf.requires_grad}
     pulls = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True)
     return loss.detach(), {
         output: pull for output, pull in zip(inputs, pulls, strict=True) if pull is not None
     }
+
+
+def _refuse_others(loss: Tensor, scores: Sequence[Tensor]) -> None:
+    """Refuse a loss that depends on a parameter besides the scores, whose gradient would be missing in silence."""
+    seen, ahead = set(), [loss.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and all(leaf is not each for each in scores):
+            raise ValueError(
+                f"per_token depends on a tensor of shape {tuple(leaf.shape)} that requires a gradient and is none of the "
+                "scores: reduce has no gradient for it. Detach it, or use kedge.head.score"
+            )
+        ahead += [following for following, _ in node.next_functions]
 
 
 def _differentiable(request: Request, needs: Sequence[bool]) -> set[Output]:
