@@ -202,8 +202,8 @@ def _refuse_others(loss: Tensor, scores: Sequence[Tensor]) -> None:
         leaf = getattr(node, "variable", None)
         if leaf is not None and all(leaf is not each for each in scores):
             raise ValueError(
-                f"per_token depends on a tensor of shape {tuple(leaf.shape)} that requires a gradient and is none of the "
-                "scores: reduce has no gradient for it. Detach it, or use kedge.head.score"
+                f"per_token depends on a tensor of shape {tuple(leaf.shape)} that requires a gradient and is none of "
+                "the scores: reduce has no gradient for it. Detach it, or use kedge.head.score"
             )
         ahead += [following for following, _ in node.next_functions]
 

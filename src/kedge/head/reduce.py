@@ -51,8 +51,8 @@ def reduce(
         The loss, a scalar, differentiable; and the scores, name → [N], detached.
 
     Raises:
-        ValueError: as ``score`` does; also if ``per_token`` returns anything but a scalar, or (chunked backends) depends
-            on a parameter besides the scores.
+        ValueError: as ``score`` does; also if ``per_token`` returns anything but a scalar, or (chunked backends)
+            depends on a parameter besides the scores.
 
     Source: Hsu et al., "Liger Kernel", 2024, arXiv 2410.10989, for gradients made in forward.
 
