@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,15 @@ def test_a_seed_that_the_bootstrap_cannot_have(seed: int) -> None:
     assert compare(model(0), model(1), **BOTH, max_new_tokens=4, seed=2**64 - 1)["texts"]["reverse_kl"] > 0
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises, even where the tests run in the background of a shell, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_while_the_page_is_written(
     here: Path,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
@@ -126,6 +135,7 @@ def test_an_interrupt_while_the_page_is_written(
     assert main(["report", "out"]) == 0
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_before_anything_was_scored(
     here: Path,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
