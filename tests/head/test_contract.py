@@ -153,3 +153,37 @@ def test_an_anchor_that_nobody_wants_costs_nothing() -> None:
     anchors = {"reference": (draw(4, 3, dtype=torch.float64), Head(draw(9, 3, dtype=torch.float64)))}
     found = score(draw(4, 3), Head(draw(9, 3)), torch.arange(4), anchors=anchors, want=["log_prob"])
     assert found["log_prob"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("way", ["score", "reduce"])
+def test_a_gradient_holds_nothing_of_the_memory_that_it_was_given(way: str, learns: bool) -> None:
+    """Fresh memory is NaN here: padding rows and a loss without gradients leave zeros."""
+    hidden, weight = torch.randn(5, 3, requires_grad=True), torch.randn(9, 3, requires_grad=True)
+    given = {
+        "hidden": hidden,
+        "head": Head(weight, vocabulary=7),
+        "targets": torch.zeros(5, dtype=torch.int64),
+    }
+
+    def loss(scores: dict[str, Tensor], rows: slice | None = None) -> Tensor:
+        return (
+            (scores["log_prob"] * (1.0 if learns else 0.0)).sum()
+            if way == "score" or learns
+            else torch.zeros(())
+        )
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(3).isnan().all()
+        if way == "score":
+            found = loss(score(**given, want={"log_prob"}, backend="chunked", chunk_rows=2))
+        else:
+            found, _ = reduce(**given, want={"log_prob"}, backend="chunked", chunk_rows=2, per_token=loss)
+        found.backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert weight.grad is not None
+    assert (weight.grad[7:] == 0).all()
+    assert weight.grad.isfinite().all()
+    assert bool(weight.grad[:7].any()) == learns

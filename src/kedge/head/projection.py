@@ -29,9 +29,14 @@ class Projection:
         rows = min(chunk_rows, self._hidden.shape[0])
         self._buffer = self._hidden.new_empty((rows, self._tokens), dtype=dtype)
         self._sums = [
-            tensor.new_zeros(tensor.shape, dtype=dtype) if needed else None
+            tensor.new_empty(tensor.shape, dtype=dtype) if needed else None
             for tensor, needed in zip(source_tensors(source), needs, strict=True)
         ]
+        hidden_sum, _, *bias_sum = self._sums
+        for small in (hidden_sum, *bias_sum):
+            if small is not None:
+                small.zero_()
+        self._begun = False  # whether the weight's sum holds anything: the first product goes there as it is
         self.logits = self._buffer
 
     @property
@@ -50,7 +55,9 @@ class Projection:
         if hidden_sum is not None:
             torch.mm(self.logits, self._weight, out=hidden_sum[rows])
         if weight_sum is not None:
-            weight_sum[: self._tokens].addmm_(self.logits.T, self._hidden[rows].to(weight_sum.dtype))
+            states = self._hidden[rows].to(weight_sum.dtype)
+            weight_sum[: self._tokens].addmm_(self.logits.T, states, beta=float(self._begun))
+            self._begun = True
         for total in bias_sum:
             if total is not None:
                 total[: self._tokens].add_(self.logits.sum(0))
@@ -63,4 +70,7 @@ class Projection:
 
     def gradients(self) -> list[Tensor | None]:
         """Return the summed gradients of hidden states, weight and bias, in the dtype of the sums."""
+        weight_sum = self._sums[1]
+        if weight_sum is not None:
+            weight_sum[self._tokens if self._begun else 0 :].zero_()
         return list(self._sums)
