@@ -10,7 +10,6 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedge.errors import RunError, UserError
-from kedge.measure.ahead import compiled_ahead
 from kedge.measure.conclusion import conclusion
 from kedge.measure.config import SAVED, MeasureConfig, require_acting
 from kedge.measure.files import require_parquet, require_replaceable, require_writable
@@ -106,9 +105,7 @@ def compare(
     conclude = partial(conclusion, works, models, config, started, None if out is None else Path(out))
     with Interrupt() as interrupt:  # to the end: a Ctrl-C while figures are made loses nothing
         try:
-            backend = backend_for(models, config, works)
-            with compiled_ahead(models.heads, config.temperature, backend):
-                Pipeline(models, config, backend, progress, interrupt).run(works)
+            Pipeline(models, config, backend_for(models, config, works), progress, interrupt).run(works)
         except Exception as error:
             if out is None or not any(work.tables for work in works):
                 raise
