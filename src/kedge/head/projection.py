@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kedge.head.elementwise import Transform
 from kedge.head.request import source_tensors
 from kedge.head.types import Anchor
 
@@ -74,3 +75,14 @@ class Projection:
         if weight_sum is not None:
             weight_sum[self._tokens if self._begun else 0 :].zero_()
         return list(self._sums)
+
+
+def write_logits(source: Anchor, temperature: float, room: Tensor) -> Tensor:
+    """Write the logits of a few rows, as ``Head`` defines them but finite, into the first rows of a buffer [·, V].
+
+    The weight's dtype is the buffer's. A buffer that lives on is a good deal faster than new memory each time.
+    """
+    hidden, head = source
+    product = torch.mm(hidden.to(room.dtype), head.weight[: head.tokens].T, out=room[: len(hidden)])
+    bias = None if head.bias is None else head.bias[: head.tokens]
+    return Transform(head.scale, head.softcap, temperature).apply(product, bias)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kedge.head import Anchor, Head
-from kedge.head.dense import head_logits
+from kedge.head.projection import write_logits
 from kedge.rollout.cache import RolloutCache
 from kedge.rollout.draw import draw
 from kedge.rollout.engine import Rollout, SamplingConfig
@@ -58,6 +58,7 @@ class Batch:
         hidden = self._read(prompts, prompt_lengths).repeat_interleave(copies, dim=0)
         self.cache.expand(copies, prompt_lengths)
         self.padded = min(map(len, prompts)) < width
+        self.logits = hidden.new_empty(count, self.head.tokens, dtype=self.head.weight.dtype)
 
         tokens = torch.zeros(count, limit, dtype=torch.long, device=self.device)
         log_probs = torch.zeros(count, limit, dtype=self.head.weight.dtype, device=self.device)
@@ -116,7 +117,7 @@ class Batch:
         """Draw a token for each row, with its log-probability."""
         greedy = self.sampling.temperature == 0
         temperature = 1.0 if greedy else self.sampling.temperature
-        logits = head_logits(Anchor(hidden, self.head), temperature, self.head.weight.dtype)
+        logits = write_logits(Anchor(hidden, self.head), temperature, self.logits)
         if step < self.sampling.min_new_tokens:
             logits[:, self.ends] = -torch.inf
         return draw(logits, None if greedy else self.uniforms[rows, step])
