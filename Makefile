@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The CPU build of torch, so that nothing draws gigabytes of CUDA packages; README says how to install for a GPU.
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: demo test lint acceptance bench-head bench-step bench-measure study-modes study-overoptimisation study-trust-region clean
+.PHONY: demo test lint acceptance bench-head bench-logits bench-step bench-measure study-modes study-overoptimisation study-trust-region clean
 
 $(BIN)/.made: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +40,9 @@ $(PEERS_VENV)/bin/.made: pyproject.toml constraints.txt benchmarks/peers.txt
 
 bench-head: $(BENCH_VENV)/bin/.made  ## the head beside its bare matrix products and its peers; exit status 1 where a goal falls short
 	$(BENCH_VENV)/bin/python -m benchmarks.head $(ARGS)
+
+bench-logits: $(BENCH_VENV)/bin/.made  ## scores of logits in hand beside plain PyTorch and TRL; exit status 1 where a goal falls short
+	$(BENCH_VENV)/bin/python -m benchmarks.logits $(ARGS)
 
 bench-step: $(BENCH_VENV)/bin/.made  ## a whole GRPO step beside TRL's; exit status 1 where a goal falls short
 	$(BENCH_VENV)/bin/python benchmarks/step.py $(ARGS)

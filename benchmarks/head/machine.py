@@ -15,10 +15,10 @@ import torch
 PEERS = ("liger_kernel", "cut_cross_entropy", "trl")
 
 
-def machine(device: torch.device) -> dict[str, object]:
+def machine(device: torch.device, module: str = "benchmarks.head") -> dict[str, object]:
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "command": " ".join(["python", "-m", "benchmarks.head", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", module, *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "revision": _revision(),
         "cpu": _cpu_model(),

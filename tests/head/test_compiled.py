@@ -6,6 +6,7 @@ of their own, without them.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from kedge.head import Head, reduce
+from kedge.head import Head, reduce, score_logits
+from kedge.head.backend import RUNNERS
 
 INSIDE = "KEDGE_TESTS_UNTYPED" in os.environ
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of the compiler itself
@@ -46,7 +48,7 @@ def test_in_a_process_without_type_checks() -> None:
     environment = os.environ | {"KEDGE_TESTS_UNTYPED": "1"}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:]
-    assert "5 passed" in done.stdout
+    assert "7 passed" in done.stdout
 
 
 @inside
@@ -76,6 +78,27 @@ def test_float32_is_as_accurate_as_operation_by_operation(make_case: Callable[..
             limit = 2e-3 if "kl" in name or "variation" in name else 1e-5
             error = ((found[name] - value).abs() / value.abs()).max()
             assert error < limit, (backend, name, error)
+
+
+@inside
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_logits_in_hand(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setitem(RUNNERS, "compiled", dataclasses.replace(RUNNERS["compiled"], block_logits=40))
+    generator = torch.Generator().manual_seed(0)
+    policy, reference = torch.randn(2, 7, 20, generator=generator, dtype=dtype)
+    policy[:, 3] = -torch.inf
+    targets, want = torch.arange(7), ["log_prob", "entropy", "reference.reverse_kl", "reference.forward_kl"]
+
+    def scored(backend: str) -> list[torch.Tensor]:
+        logits = policy.clone().requires_grad_()
+        scores = score_logits(logits, targets, anchors={"reference": reference}, want=want, backend=backend)
+        upstream = {name: torch.linspace(0.5, 1.5 + i, 7).to(dtype) for i, name in enumerate(want)}
+        finite = [(values * upstream[name])[values.isfinite()].sum() for name, values in scores.items()]
+        return [*scores.values(), torch.autograd.grad(sum(finite), logits)[0]]
+
+    for found, true in zip(scored("compiled"), scored("chunked"), strict=True):
+        tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+        torch.testing.assert_close(found, true, rtol=tolerance, atol=tolerance)
 
 
 @inside

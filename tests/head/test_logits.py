@@ -28,9 +28,9 @@ WANT = ["log_prob", "entropy", "log_normalizer"] + [
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two tiles a row, two blocks."""
     monkeypatch.setattr(triton_runner, "MOST_IN_A_TILE", 16)
-    monkeypatch.setattr(
-        "kedge.head.logits.EAGER", dataclasses.replace(RUNNERS["chunked"], block_logits=2 * V)
-    )
+    small = dataclasses.replace(RUNNERS["chunked"], block_logits=2 * V)
+    monkeypatch.setattr("kedge.head.logits.EAGER", small)
+    monkeypatch.setitem(RUNNERS, "chunked", small)
 
 
 def inputs(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -156,5 +156,5 @@ def test_refusals_say_what_is_wrong() -> None:
     refuse(r"'old' has logits of shape \(4, 20\), the policy \(4, 21\)", anchors={"old": torch.zeros(4, 20)})
     refuse(r"'policy' has logits of shape \(1, 4, 21\)", given["policy"][None])
     refuse("an anchor is named 'policy'", anchors={"policy": given["policy"]})
-    refuse("for logits it must be one of: auto, chunked, triton", backend="dense")
+    refuse("for logits it must be one of: auto, chunked, compiled, triton", backend="dense")
     refuse(r"targets have shape \(2,\)", targets=targets[:2])

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kedge.divergence import Normalizer, finite
-from kedge.head import elementwise, triton_runner
-from kedge.head.backend import chosen_runner, default_chunk_rows
+from kedge.head import triton_runner
+from kedge.head.backend import RUNNERS, chosen_runner, default_chunk_rows
 from kedge.head.elementwise import Normalizers, Plan, Transform
 from kedge.head.first_order import first_order
 from kedge.head.gradients import Pull
@@ -51,7 +51,8 @@ def score_logits(
         anchors: name → logits [N, V] of the same tokens.
         want: names of outputs, as in ``score``.
         backend: "triton" runs kernels for NVIDIA GPUs (float64, and rows that are not dense, run as "chunked");
-            "chunked" runs torch's operations, on a CPU over a few rows at a time;
+            "chunked" runs torch's operations, on a CPU over a few rows at a time; "compiled" the same, fused by
+            torch's compiler, which takes some ten seconds at the first call of each kind;
             "auto" is "triton" on such a device where Triton is installed, "chunked" elsewhere.
 
     Returns:
@@ -94,7 +95,7 @@ class _Score(torch.autograd.Function):
         if runner is triton_runner.TRITON and triton_runner.suits(logits):
             normalizers, scores = triton_runner.forward(plan, sources, dict.fromkeys(names), targets)
         else:
-            normalizers, scores = _score(plan, sources, targets)
+            normalizers, scores = _score(plan, _in_blocks(runner), sources, targets)
         ctx.wanted, ctx.names, ctx.runner, ctx.needs = wanted, names, runner, ctx.needs_input_grad[4:]
         parts = [part for name in names for part in normalizers[name]]
         ctx.save_for_backward(targets, *logits, *parts, *scores.values())
@@ -128,7 +129,7 @@ class _Score(torch.autograd.Function):
         if ctx.runner is triton_runner.TRITON and triton_runner.suits(sources.values()):
             triton_runner.write_gradients(plan, gradients, sources, normalizers, targets, pulls)
         else:
-            _write_gradients(plan, gradients, sources, normalizers, targets, pulls)
+            _write_gradients(plan, _in_blocks(ctx.runner), gradients, sources, normalizers, targets, pulls)
         return None, None, None, None, *map(gradients.get, names)
 
 
@@ -145,21 +146,29 @@ def _checked(
                 "both must be [tokens, vocabulary], and the same"
             )
     check_targets(targets, *policy.shape)
-    if backend not in ("auto", "chunked", "triton"):
-        raise ValueError(f"backend is {backend!r}; for logits it must be one of: auto, chunked, triton")
-    return chosen_runner(backend, policy.device) or EAGER
+    runner = chosen_runner(backend, policy.device) if backend in ("auto", *RUNNERS) else None
+    if runner is None:
+        raise ValueError(
+            f"backend is {backend!r}; for logits it must be one of: {', '.join(('auto', *RUNNERS))}"
+        )
+    return runner
 
 
 def _plan(names: list[str], wanted: tuple[Output, ...], moved: tuple[str, ...] = ()) -> Plan:
     return Plan(tuple((name, _AS_THEY_ARE) for name in names), wanted, moved)
 
 
+def _in_blocks(runner: Runner) -> Runner:
+    """Give what works on copies of a few rows: what the kernels do not take, torch's operations do."""
+    return EAGER if runner is triton_runner.TRITON else runner
+
+
 def _score(
-    plan: Plan, sources: Mapping[str, Tensor], targets: Tensor
+    plan: Plan, runner: Runner, sources: Mapping[str, Tensor], targets: Tensor
 ) -> tuple[Normalizers, dict[Output, Tensor]]:
     found = [
-        elementwise.forward(plan, _copy(sources, rows), dict.fromkeys(sources), targets[rows])
-        for rows in _blocks(sources)
+        runner.forward(plan, _copy(sources, rows), dict.fromkeys(sources), targets[rows])
+        for rows in _blocks(runner, sources)
     ]
     normalizers = {
         name: Normalizer(*map(torch.cat, zip(*(each[name] for each, _ in found), strict=True)))
@@ -170,17 +179,18 @@ def _score(
 
 def _write_gradients(
     plan: Plan,
+    runner: Runner,
     gradients: Mapping[str, Tensor],
     sources: Mapping[str, Tensor],
     normalizers: Normalizers,
     targets: Tensor,
     pulls: Mapping[Output, Pull],
 ) -> None:
-    for rows in _blocks(sources):
+    for rows in _blocks(runner, sources):
         block = _copy(sources, rows)
         parts = {name: Normalizer(*(part[rows] for part in each)) for name, each in normalizers.items()}
         here = {output: pull[rows] for output, pull in pulls.items()}
-        elementwise.backward(plan, block, parts, targets[rows], here)
+        runner.backward(plan, block, parts, targets[rows], here)
         for name, gradient in gradients.items():
             gradient[rows] = block[name]
 
@@ -192,11 +202,11 @@ def _copy(sources: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
     return {name: finite(each[rows].to(dtype)) for name, each in sources.items()}
 
 
-def _blocks(sources: Mapping[str, Tensor]) -> list[slice]:
+def _blocks(runner: Runner, sources: Mapping[str, Tensor]) -> list[slice]:
     """Cut the rows into blocks whose intermediates, a dozen of them, are small beside the logits."""
     logits = sources[POLICY] if POLICY in sources else next(iter(sources.values()))
     rows, tokens = logits.shape
     if logits.device.type == "cpu":
-        return EAGER.blocks(logits) or [slice(0, 0)]
+        return runner.blocks(logits) or [slice(0, 0)]
     step = default_chunk_rows(tokens, logits.device.type)
     return [slice(start, min(start + step, rows)) for start in range(0, max(rows, 1), step)]
