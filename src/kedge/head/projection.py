@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kedge.head.elementwise import Transform
+from kedge.head.products import multiply
 from kedge.head.request import source_tensors
 from kedge.head.types import Anchor
 
@@ -48,16 +49,16 @@ class Projection:
     def load(self, rows: slice) -> None:
         """Fill the buffer with h Wᵀ of these rows, [n, V]."""
         hidden = self._hidden[rows].to(self._weight.dtype)
-        self.logits = torch.mm(hidden, self._weight.T, out=self._buffer[: hidden.shape[0]])
+        self.logits = multiply(hidden, self._weight.T, self._buffer[: hidden.shape[0]])
 
     def accumulate(self, rows: slice) -> None:
         """Carry the gradient that has been put in the buffer on to hidden states, weight and bias."""
         hidden_sum, weight_sum, *bias_sum = self._sums
         if hidden_sum is not None:
-            torch.mm(self.logits, self._weight, out=hidden_sum[rows])
+            multiply(self.logits, self._weight, hidden_sum[rows])
         if weight_sum is not None:
             states = self._hidden[rows].to(weight_sum.dtype)
-            weight_sum[: self._tokens].addmm_(self.logits.T, states, beta=float(self._begun))
+            multiply(self.logits.T, states, weight_sum[: self._tokens], add=self._begun)
             self._begun = True
         for total in bias_sum:
             if total is not None:
@@ -83,6 +84,6 @@ def write_logits(source: Anchor, temperature: float, room: Tensor) -> Tensor:
     The weight's dtype is the buffer's. A buffer that lives on is a good deal faster than new memory each time.
     """
     hidden, head = source
-    product = torch.mm(hidden.to(room.dtype), head.weight[: head.tokens].T, out=room[: len(hidden)])
+    product = multiply(hidden.to(room.dtype), head.weight[: head.tokens].T, room[: len(hidden)])
     bias = None if head.bias is None else head.bias[: head.tokens]
     return Transform(head.scale, head.softcap, temperature).apply(product, bias)

@@ -1,0 +1,117 @@
+"""Matrix products into memory at hand, by whichever of PyTorch's own libraries is fast on the processor.
+
+PyTorch multiplies float32 matrices on a CPU through MKL, which keeps its AVX-512 kernels for Intel's processors. On
+others that have AVX-512 it takes half as long again as it needs, or twice: oneDNN, which every PyTorch build for
+x86 carries and uses for other types, has kernels for all of them (docs/head.md has the figures). No public operation
+leads to it for float32, so it is called by its symbol; where the symbol is not there, or does not do what it should,
+products are ``torch.mm``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_SYMBOL = "_ZN2at6native13mkldnn_matmulERKNS_6TensorES3_S3_ff"
+"""void at::native::mkldnn_matmul(const Tensor&, const Tensor&, const Tensor& out, float beta, float alpha)"""
+
+WORTH = 4_000_000
+"""Multiplications from which oneDNN is ahead: it takes some microseconds longer to start."""
+
+Product = Callable[[Tensor, Tensor, Tensor, bool], None]
+
+
+def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
+    """Put left · right into ``out``, or add it to what is there; no gradient is recorded.
+
+    ``torch.backends.mkldnn.enabled = False`` leaves it to ``torch.mm``. Equal calls give equal bits: what is taken
+    follows from processor, shapes and dtype alone.
+
+    Args:
+        left: [M, K], any strides.
+        right: [K, N], any strides, of the same dtype.
+        out: [M, N], of that dtype, contiguous.
+        add: whether to add.
+
+    Returns:
+        ``out``.
+
+    >>> a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]])
+    >>> out = torch.empty(1, 1)
+    >>> multiply(a, b, out).item(), multiply(a, b, out, add=True).item()
+    (11.0, 22.0)
+    """
+    fast = onednn() if _plain(left) and _plain(right) and _plain(out) and _worth(left, right) else None
+    if fast is not None and torch.backends.mkldnn.enabled:
+        fast(left, right, out, add)
+    elif add:
+        out.addmm_(left, right)
+    else:
+        torch.mm(left, right, out=out)
+    return out
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Whether a tensor is what the symbol may be given: numbers in this process's memory, of one type."""
+    return (
+        tensor.dtype == torch.float32
+        and tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+    )
+
+
+def _worth(left: Tensor, right: Tensor) -> bool:
+    return left.shape[0] * left.shape[1] * right.shape[1] >= WORTH
+
+
+@cache
+def onednn() -> Product | None:
+    """Return oneDNN's product, where it is the faster one: on x86 with AVX-512, if the processor is not Intel's."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
+        return None
+    found = _by_symbol() if vendor() not in ("GenuineIntel", None) else None
+    return found if found is not None and _is_right(found) else None
+
+
+def vendor() -> str | None:
+    """Return the name that an x86 processor gives its maker, where the system tells."""
+    listed = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not listed.exists():
+        return None
+    lines = (
+        line.partition(":") for line in listed.read_text(encoding="utf-8", errors="replace").splitlines()
+    )
+    return next((value.strip() for name, _, value in lines if name.strip() == "vendor_id"), None)
+
+
+def _by_symbol() -> Product | None:
+    """Bind the symbol. A tensor in C++ is one pointer, which Python's tensor knows as ``_cdata``."""
+    try:
+        function = getattr(ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")), _SYMBOL)
+    except (OSError, AttributeError):
+        return None
+    function.restype = None
+    function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_float] * 2
+    three, step = ctypes.c_void_p * 3, ctypes.sizeof(ctypes.c_void_p)
+
+    def product(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
+        tensors = three(left._cdata, right._cdata, out._cdata)
+        first = ctypes.addressof(tensors)
+        function(first, first + step, first + 2 * step, float(add), 1.0)
+
+    return product
+
+
+def _is_right(product: Product) -> bool:
+    """Try it on small matrices, one of them transposed."""
+    left, right = torch.arange(12.0).reshape(4, 3).T, torch.arange(8.0).reshape(4, 2)
+    out = torch.ones(3, 2)
+    product(left, right, out, True)
+    return torch.equal(out, 1 + left @ right)

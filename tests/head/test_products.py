@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from kedge.head import products
+from kedge.head.products import WORTH, multiply, onednn
+
+SIDE = round(WORTH ** (1 / 3)) + 1
+"""Of matrices that are worth the faster library."""
+
+needs_onednn = pytest.mark.skipif(onednn() is None, reason="PyTorch's own choice is taken on this processor")
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+def factors(layout: str, rows: int) -> tuple[Tensor, Tensor]:
+    left, right = normal(rows, SIDE), normal(SIDE, 2 * SIDE)
+    if layout == "left transposed":
+        return left.T.contiguous().T, right
+    if layout == "right transposed":
+        return left, right.T.contiguous().T
+    if layout == "slices":
+        return normal(rows, 3 * SIDE)[:, SIDE : 2 * SIDE], normal(2 * SIDE, 2 * SIDE)[::2]
+    return left, right
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("rows", [1, SIDE])
+@pytest.mark.parametrize("layout", ["plain", "left transposed", "right transposed", "slices"])
+def test_products_are_right_to_float32(
+    layout: str, rows: int, enabled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", enabled)
+    left, right = factors(layout, rows)
+    right = right[: left.shape[1]]
+    before = normal(rows, right.shape[1])
+    truth = left.double() @ right.double()
+    found = multiply(left, right, torch.full_like(before, torch.nan))
+    added = multiply(left, right, before.clone(), add=True)
+    torch.testing.assert_close(found.double(), truth, rtol=0, atol=1e-4)
+    torch.testing.assert_close(added.double(), before.double() + truth, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes(dtype: torch.dtype) -> None:
+    left, right = normal(SIDE, SIDE, dtype=dtype), normal(SIDE, SIDE, dtype=dtype)
+    assert torch.equal(multiply(left, right, torch.empty_like(left)), left @ right)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 3, 0)])
+def test_nothing(shape: tuple[int, int, int]) -> None:
+    rows, inner, columns = shape
+    out = torch.ones(rows, columns)
+    assert torch.equal(
+        multiply(torch.ones(rows, inner), torch.ones(inner, columns), out), torch.zeros_like(out)
+    )
+
+
+def test_numbers_that_are_none_go_through() -> None:
+    left, right = normal(SIDE, SIDE), normal(SIDE, SIDE)
+    left[1, 2], left[3, 4] = torch.nan, torch.inf
+    found = multiply(left, right, torch.empty(SIDE, SIDE))
+    assert found[1].isnan().all()
+    assert found[3].isinf().all()
+    assert found[torch.arange(SIDE) % 2 == 0].isfinite().all()
+
+
+@needs_onednn
+def test_equal_calls_give_equal_bits_and_another_library_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    left, right = normal(SIDE, 4 * SIDE), normal(4 * SIDE, SIDE)
+    first, second = (multiply(left, right, torch.empty(SIDE, SIDE)) for _ in range(2))
+    assert torch.equal(first, second)
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    other = multiply(left, right, torch.empty(SIDE, SIDE))
+    assert torch.equal(other, left @ right)
+    assert not torch.equal(first, other)  # or the faster library was never taken
+
+
+@needs_onednn
+def test_a_subclass_is_left_to_pytorch() -> None:
+    class Marked(Tensor):
+        pass
+
+    left = normal(SIDE, SIDE).as_subclass(Marked)
+    found = multiply(left, normal(SIDE, SIDE), torch.empty(SIDE, SIDE))
+    assert torch.equal(found, torch.mm(left, normal(SIDE, SIDE)))
+
+
+class Chosen:
+    """What ``onednn`` finds out about the machine, anew."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.patch = monkeypatch
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+        monkeypatch.setattr(products, "vendor", lambda: "AuthenticAMD")
+
+    def is_taken(self) -> bool:
+        return onednn.__wrapped__() is not None
+
+
+@pytest.fixture
+def chosen(monkeypatch: pytest.MonkeyPatch) -> Chosen:
+    return Chosen(monkeypatch)
+
+
+@pytest.mark.parametrize("maker", ["GenuineIntel", None])
+def test_pytorchs_choice_where_it_is_the_best(chosen: Chosen, maker: str | None) -> None:
+    chosen.patch.setattr(products, "vendor", lambda: maker)
+    assert not chosen.is_taken()
+
+
+def test_pytorchs_choice_without_wide_registers(chosen: Chosen) -> None:
+    chosen.patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert not chosen.is_taken()
+
+
+def test_pytorchs_choice_where_the_symbol_is_another(chosen: Chosen) -> None:
+    chosen.patch.setattr(products, "_SYMBOL", "no_such_symbol")
+    assert not chosen.is_taken()
+
+
+def test_pytorchs_choice_where_the_product_is_wrong(chosen: Chosen) -> None:
+    def wrong(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
+        torch.mm(left, right, out=out)  # forgets to add
+
+    chosen.patch.setattr(products, "_by_symbol", lambda: wrong)
+    assert not chosen.is_taken()
