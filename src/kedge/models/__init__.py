@@ -6,6 +6,7 @@ from kedge.models.critic import Critic, critic_beside, load_critic, reward_model
 from kedge.models.device import DTYPES, device_named
 from kedge.models.hidden import hidden_states
 from kedge.models.identity import fingerprint, frozen_copy
+from kedge.models.linear import fast_linears
 from kedge.models.load import has_tokenizer, load_model, load_reward_model, load_tokenizer
 from kedge.models.mode import disable_dropout, enable_activation_checkpointing, evaluating
 from kedge.models.output_head import head_of, verify_head
@@ -29,6 +30,7 @@ __all__ = [
     "disable_dropout",
     "enable_activation_checkpointing",
     "evaluating",
+    "fast_linears",
     "fingerprint",
     "frozen_copy",
     "has_tokenizer",

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kedge.errors import UserError
+from kedge.models.linear import fast_linears
 from kedge.models.mode import evaluating, recomputing
 from kedge.models.tokens import context_length
 
@@ -89,7 +90,7 @@ def hidden_states(
 
 def _run(model: PreTrainedModel, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
     """Run the backbone alone. A cache would switch packing off silently, so there is none."""
-    with recomputing(model):
+    with recomputing(model), fast_linears(model):
         output = model.get_decoder()(
             input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
         )

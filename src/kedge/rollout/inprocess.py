@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedge.errors import UserError
-from kedge.models import context_length, evaluating, head_of, special_tokens, usable_vocabulary
+from kedge.models import context_length, evaluating, fast_linears, head_of, special_tokens, usable_vocabulary
 from kedge.rollout.batch import Batch
 from kedge.rollout.cache import require_cacheable
 from kedge.rollout.engine import Rollout, SamplingConfig, concatenate
@@ -80,7 +80,7 @@ def generate(
         head = replace(head, weight=head.weight.float(), bias=bias)
     stops = StopStrings(tokenizer, sampling.stop) if sampling.stop else None
     parts = []
-    with evaluating(model):
+    with evaluating(model), fast_linears(model):
         for start in range(0, len(prompts), step):
             uniforms = drawn[start * copies : (start + step) * copies].to(device)
             batch = Batch(model, head, eos_ids, sampling, stops, uniforms)

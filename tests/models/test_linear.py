@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kedge.head.products import onednn
+from kedge.models import (
+    build_model,
+    disable_dropout,
+    enable_activation_checkpointing,
+    fast_linears,
+    hidden_states,
+)
+from kedge.models import linear as module
+
+needs_onednn = pytest.mark.skipif(onednn() is None, reason="PyTorch's own choice is taken on this processor")
+
+
+def gradients(layer: nn.Linear, inputs: Tensor, pull: Tensor) -> list[Tensor]:
+    inputs = inputs.detach().requires_grad_()
+    parameters = [each for each in layer.parameters() if each.requires_grad]
+    outputs = layer(inputs)
+    return [outputs.detach(), *torch.autograd.grad(outputs, [inputs, *parameters], pull)]
+
+
+@needs_onednn
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(700,), (7, 100), (100, 7)])
+def test_values_and_gradients_are_those_of_a_linear_layer(
+    shape: tuple[int, ...], bias: bool, frozen: bool
+) -> None:
+    torch.manual_seed(0)
+    layer, inputs, pull = nn.Linear(80, 96, bias=bias), torch.randn(*shape, 80), torch.randn(*shape, 96)
+    layer.weight.requires_grad_(not frozen)
+    if shape == (100, 7):  # strides of a transposed batch
+        inputs, pull = inputs.transpose(0, 1), pull.transpose(0, 1)
+    with fast_linears(layer):
+        found = gradients(layer, inputs, pull)
+    expected = gradients(layer.double(), inputs.double(), pull.double())
+    assert any(not torch.equal(one, other.float()) for one, other in zip(found, expected, strict=True))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=0, atol=2e-5 * float(other.abs().max()))
+
+
+@needs_onednn
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_a_model_has_the_gradients_that_it_has(architecture: str) -> None:
+    model = build_model(64, architecture=architecture, hidden_size=64, layers=2, heads=2, context=256, seed=0)
+    tokens, lengths = torch.arange(600) % 64, torch.tensor([200, 250, 150])
+    found = {}
+    for fast in (True, False):
+        torch.backends.mkldnn.enabled = fast
+        try:
+            hidden_states(model, tokens, lengths).square().sum().backward()
+        finally:
+            torch.backends.mkldnn.enabled = True
+        found[fast] = [each.grad for each in model.get_decoder().parameters()]
+        model.zero_grad(set_to_none=True)
+    pairs = list(zip(found[True], found[False], strict=True))
+    assert any(not torch.equal(one, other) for one, other in pairs)
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4 * float(other.abs().max()))
+
+
+def test_activation_checkpointing_is_left_alone() -> None:
+    model = build_model(64, hidden_size=64, layers=2, heads=2, context=256, seed=0)
+    enable_activation_checkpointing(disable_dropout(model))
+    hidden_states(model, torch.arange(600) % 64, torch.tensor([200, 250, 150])).sum().backward()
+
+
+@needs_onednn
+def test_what_is_not_a_plain_layer_is_left_alone() -> None:
+    class Other(nn.Linear):
+        pass
+
+    hooked = nn.Linear(2, 2)
+    hooked.forward = lambda inputs: inputs  # type: ignore[method-assign]
+    model = nn.Sequential(Other(2, 2), hooked, nn.Linear(2, 2))
+    with fast_linears(model), fast_linears(model):
+        assert ["forward" in vars(each) for each in model] == [False, True, True]
+    assert ["forward" in vars(each) for each in model] == [False, True, False]
+
+
+def test_nothing_changes_where_pytorchs_choice_is_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "onednn", lambda: None)
+    layer = nn.Linear(2, 2)
+    with fast_linears(layer):
+        assert "forward" not in vars(layer)
+
+
+def test_autocast_is_followed() -> None:
+    layer, inputs = nn.Linear(256, 256), torch.randn(256, 256)
+    with fast_linears(layer), torch.autocast("cpu", torch.bfloat16):
+        assert layer(inputs).dtype == torch.bfloat16
