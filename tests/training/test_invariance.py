@@ -63,10 +63,15 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
+BUILT: dict[str, Any] = {**MODEL["build"], "architecture": "gpt2"}
+"""The others' norms compute in float32 whatever the dtype: what is added up before them and after differs by that."""
+
+
 def weights(folder: Path, stage: dict[str, Any], dtype: str) -> dict[str, torch.Tensor]:
     """Policy and, where there is one, critic after a run."""
     folder.mkdir()
-    run = kedge.train(recipe(folder, stage, model={**MODEL, "dtype": dtype})).stages[stage["name"]]
+    made = {**MODEL, "build": BUILT, "dtype": dtype}
+    run = kedge.train(recipe(folder, stage, model=made)).stages[stage["name"]]
     critic = load_state(run.model.resolve().parent)["work"]["critic"] or {"weights": {}}
     found = {f"critic.{name}": value for name, value in critic["weights"].items()}
     return {**load_file(run.model / "model.safetensors"), **found}
@@ -161,6 +166,7 @@ def test_prompt_tokens_never_contribute(work: PolicyWork, monkeypatch: pytest.Mo
         return hidden
 
     monkeypatch.setattr(scoring, "hidden_states", kept)
+    monkeypatch.setattr(scoring, "shares_prompts", lambda model: False)  # or these alone are returned
     work.accumulate(experience)
     gradient = torch.cat([hidden.grad for hidden in seen if hidden.grad is not None])
     touched = gradient.abs().sum(dim=1) > 0

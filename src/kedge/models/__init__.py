@@ -8,10 +8,12 @@ from kedge.models.hidden import hidden_states
 from kedge.models.identity import fingerprint, frozen_copy
 from kedge.models.linear import fast_linears
 from kedge.models.load import has_tokenizer, load_model, load_reward_model, load_tokenizer
+from kedge.models.memory import beside_attention
 from kedge.models.mode import disable_dropout, enable_activation_checkpointing, evaluating
 from kedge.models.output_head import head_of, verify_head
 from kedge.models.save import save_model
 from kedge.models.scores import reward_model_from, sequence_scores, verify_scores
+from kedge.models.shared_prompts import response_states, shares_prompts
 from kedge.models.tokens import (
     context_length,
     require_embeddings,
@@ -23,6 +25,7 @@ from kedge.models.tokens import (
 __all__ = [
     "DTYPES",
     "Critic",
+    "beside_attention",
     "build_model",
     "context_length",
     "critic_beside",
@@ -41,10 +44,12 @@ __all__ = [
     "load_reward_model",
     "load_tokenizer",
     "require_embeddings",
+    "response_states",
     "reward_model_from",
     "reward_model_of",
     "save_model",
     "sequence_scores",
+    "shares_prompts",
     "special_tokens",
     "train_bpe",
     "usable_vocabulary",

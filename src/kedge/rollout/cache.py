@@ -8,8 +8,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from kedge.errors import UserError
-
-_ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+from kedge.models import beside_attention
 
 
 class RolloutCache(Cache):
@@ -94,10 +93,9 @@ def require_cacheable(model: PreTrainedModel) -> None:
     Raises:
         UserError: naming the architecture.
     """
-    kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
-    others = sorted(set(kinds) - _ATTENTION)
-    if others or getattr(model, "_is_stateful", False):
+    other = beside_attention(model)
+    if other is not None:
         raise UserError(
-            f"{type(model).__name__} keeps {', '.join(others) or 'a recurrent state'} beside attention: "
+            f"{type(model).__name__} keeps {other} beside attention: "
             "in-process rollouts work with attention alone; choose another architecture"
         )

@@ -12,9 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kedge.head import Head, score
-from kedge.models import head_of, hidden_states, sequence_scores
+from kedge.models import head_of, hidden_states, response_states, sequence_scores, shares_prompts
 from kedge.rollout import Rollout
 from kedge.training.config import ComputeConfig
+
+_SPARED = 0.1
+"""The share of all tokens from which on reading prompts once pays for the second pass that it takes."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,18 @@ class Scorer:
         return head_of(model, vocabulary=self.vocabulary)
 
     def hidden(self, model: PreTrainedModel, rollout: Rollout) -> Float[Tensor, "N H"]:
-        """Hidden states that predict the response tokens, in one pass."""
-        tokens, lengths = rollout.sequences()
+        """Hidden states that predict the response tokens, in one pass; of prompts with several responses, in two."""
         with arithmetic(model, self.compute.precision):
+            if self.compute.layout == "padded" and _pays(rollout) and shares_prompts(model):
+                return response_states(
+                    model,
+                    rollout.prompt_tokens,
+                    rollout.prompt_lengths,
+                    rollout.response_tokens,
+                    rollout.response_lengths,
+                    rollout.group,
+                )
+            tokens, lengths = rollout.sequences()
             hidden = hidden_states(model, tokens, lengths, layout=self.compute.layout)
         return hidden[rollout.predicting()]
 
@@ -74,6 +86,12 @@ class Scorer:
             want=want,
             **self.options,
         )
+
+
+def _pays(rollout: Rollout) -> bool:
+    """Whether enough tokens are prompts that would be read again."""
+    spared = int(rollout.prompt_lengths[rollout.group].sum() - rollout.prompt_lengths.sum())
+    return spared >= _SPARED * (spared + len(rollout.prompt_tokens) + len(rollout.response_tokens))
 
 
 def arithmetic(model: PreTrainedModel, precision: str) -> torch.autocast:

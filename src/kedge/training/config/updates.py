@@ -53,7 +53,8 @@ class ComputeConfig(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the transformer blocks; weights, logits, losses and optimizer stay as they are."""
     layout: Literal["padded", "packed"] = "padded"
-    """One padded rectangle a pass, or all sequences end to end in one row."""
+    """One padded rectangle a pass, or all sequences end to end in one row. In padded passes of policy optimisation a
+    prompt with several responses is read once for all of them (not with activation checkpointing)."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile_head: bool | None = None

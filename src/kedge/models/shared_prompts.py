@@ -1,0 +1,135 @@
+"""Hidden states of responses whose prompts are read once, not once for each response."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from kedge.models.hidden import hidden_states
+from kedge.models.linear import fast_linears
+from kedge.models.memory import beside_attention
+from kedge.models.mode import evaluating
+
+
+def response_states(
+    model: PreTrainedModel,
+    prompt_tokens: Int[Tensor, " P"],
+    prompt_lengths: Int[Tensor, " B"],
+    response_tokens: Int[Tensor, " N"],
+    response_lengths: Int[Tensor, " R"],
+    group: Int[Tensor, " R"],
+) -> Float[Tensor, "N H"]:
+    """Compute the hidden state that predicts each response token, differentiable through the prompts' keys and values.
+
+    The prompts are one pass, whose keys and values every response to a prompt goes on from; the responses without
+    their last tokens, which predict nothing, are another. Both are padded.
+
+    Args:
+        model: any causal language model of transformers that :func:`shares_prompts`, on the device of the tokens.
+        prompt_tokens: ids of the B prompts, one after another.
+        prompt_lengths: tokens in each prompt.
+        response_tokens: ids of the R responses, one after another.
+        response_lengths: tokens in each response.
+        group: the prompt that a response answers.
+
+    Returns:
+        Hidden states in the order of ``response_tokens``, in the model's dtype.
+
+    >>> from kedge.models import build_model
+    >>> model = build_model(32, hidden_size=8, layers=1, heads=2, context=16, seed=0)
+    >>> prompts, answers = (torch.tensor([3, 4]), torch.tensor([2])), (torch.tensor([5, 6, 7]), torch.tensor([1, 2]))
+    >>> shared = response_states(model, *prompts, *answers, torch.tensor([0, 0]))
+    >>> whole = hidden_states(model, torch.tensor([3, 4, 5, 3, 4, 6, 7]), torch.tensor([3, 4]))
+    >>> torch.allclose(shared, whole[[1, 4, 5]], atol=1e-5)
+    True
+    """
+    cache = DynamicCache()
+    width, steps = int(prompt_lengths.max()), int(response_lengths.max()) - 1
+    column = torch.arange(max(width, steps + 1), device=prompt_tokens.device)
+    backbone = model.get_decoder()
+    with fast_linears(model):
+        read = backbone(
+            input_ids=_padded(prompt_tokens, prompt_lengths),
+            position_ids=column[None, :width],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        states = read[torch.arange(len(prompt_lengths), device=column.device), prompt_lengths - 1][
+            group, None
+        ]
+        if steps > 0:
+            before = prompt_lengths[group][:, None]
+            _expand(cache, group, (column[:width] - (width - before)).clamp(min=0))
+            seen = torch.arange(width + steps, device=column.device) >= width - before
+            later = backbone(
+                input_ids=_padded(response_tokens, response_lengths)[:, :steps],
+                attention_mask=None if bool(seen.all()) else seen.long(),
+                position_ids=before + column[None, :steps],
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            states = torch.cat([states, later], dim=1)
+    found: Tensor = states[column[: steps + 1] < response_lengths[:, None]]
+    return found
+
+
+_SHARES: WeakKeyDictionary[PreTrainedModel, tuple[str, bool]] = WeakKeyDictionary()
+
+
+def shares_prompts(model: PreTrainedModel) -> bool:
+    """Whether :func:`response_states` is for this model: it remembers keys and values alone, and keeps its activations.
+
+    Before the first time, a model must prove that a prompt read once gives the hidden states of one read for each
+    response.
+
+    >>> from kedge.models import build_model
+    >>> shares_prompts(build_model(32, hidden_size=8, layers=1, heads=2, context=16, seed=0))
+    True
+    """
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        return False  # what is computed again knows no cache
+    attention = str(model.config._attn_implementation)
+    if _SHARES.get(model, ("", False))[0] != attention:
+        _SHARES[model] = attention, beside_attention(model) is None and _agrees(model)
+    return _SHARES[model][1]
+
+
+@torch.no_grad()
+def _agrees(model: PreTrainedModel) -> bool:
+    """Try two prompts of different lengths, one with two responses, in the model's own arithmetic."""
+    embeddings = model.get_input_embeddings().weight
+    device, rows = embeddings.device, int(embeddings.shape[0])
+
+    def packed(sequences: list[list[int]]) -> tuple[Tensor, Tensor]:
+        tokens = torch.tensor([token % rows for each in sequences for token in each], device=device)
+        return tokens, torch.tensor([len(each) for each in sequences], device=device)
+
+    prompts, responses, group = [[1, 2], [3]], [[4, 5], [6], [7, 8, 9]], [0, 0, 1]
+    answered = [prompts[prompt] + response for prompt, response in zip(group, responses, strict=True)]
+    with evaluating(model), torch.autocast(device.type, enabled=False):
+        whole = hidden_states(model, *packed(answered))[[1, 2, 5, 7, 8, 9]].double()
+        shared = response_states(
+            model, *packed(prompts), *packed(responses), torch.tensor(group, device=device)
+        )
+    limit = 1e-2 if model.dtype in (torch.bfloat16, torch.float16) else 1e-5
+    return bool((shared.double() - whole).abs().max() <= limit * whole.abs().max())
+
+
+def _padded(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Return one row for each sequence, [R, T], with zeros on the right."""
+    used = torch.arange(int(lengths.max()), device=tokens.device) < lengths[:, None]
+    rows = tokens.new_zeros(used.shape)
+    rows[used] = tokens
+    return rows
+
+
+def _expand(cache: DynamicCache, group: Tensor, columns: Tensor) -> None:
+    """Give each response the keys and values of its prompt, which end where the response goes on."""
+    for layer in cache.layers:
+        for name in ("keys", "values"):
+            chosen = getattr(layer, name).transpose(1, 2)[group[:, None], columns]
+            setattr(layer, name, chosen.transpose(1, 2))

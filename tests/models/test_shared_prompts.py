@@ -1,0 +1,117 @@
+"""A prompt that is read once gives the hidden states and gradients of one that is read for every response."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import RwkvConfig, RwkvForCausalLM
+
+from kedge.models import (
+    disable_dropout,
+    enable_activation_checkpointing,
+    hidden_states,
+    response_states,
+    shared_prompts,
+    shares_prompts,
+)
+from kedge.rollout import Rollout
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
+
+
+def rollout(prompts: list[int], responses: list[int], group: list[int]) -> Rollout:
+    """Random tokens of these lengths."""
+    generator = torch.Generator().manual_seed(2)
+    prompt_tokens, response_tokens = (
+        torch.randint(0, 67, (sum(each),), generator=generator) for each in (prompts, responses)
+    )
+    return Rollout(
+        prompt_tokens=prompt_tokens,
+        prompt_lengths=torch.tensor(prompts),
+        response_tokens=response_tokens,
+        response_lengths=torch.tensor(responses),
+        group=torch.tensor(group),
+        mask=torch.ones(sum(responses), dtype=torch.bool),
+        sampler_log_probs=torch.zeros(sum(responses)),
+        finished=torch.ones(len(responses), dtype=torch.bool),
+    )
+
+
+BATCHES = {
+    "uneven": rollout([7, 1, 4], [5, 2, 9, 1, 6], [0, 0, 1, 2, 2]),
+    "even prompts": rollout([6, 6], [3, 8, 8, 5], [0, 0, 1, 1]),
+    "out of order": rollout([2, 9], [3, 4, 5], [1, 0, 1]),
+    "one token each": rollout([3, 5], [1, 1, 1], [0, 0, 1]),
+}
+
+
+def shared(model, batch):
+    return response_states(
+        model,
+        batch.prompt_tokens,
+        batch.prompt_lengths,
+        batch.response_tokens,
+        batch.response_lengths,
+        batch.group,
+    )
+
+
+def again(model, batch):
+    return hidden_states(model, *batch.sequences())[batch.predicting()]
+
+
+def close(value, expected, relative):
+    torch.testing.assert_close(value, expected, atol=relative * float(expected.abs().max()), rtol=0)
+
+
+# transformers computes the softmax of eager attention in float32 whatever the dtype: no float64 case for it
+@pytest.mark.parametrize(
+    ("attention", "dtype"), [("sdpa", torch.float64), ("sdpa", torch.float32), ("eager", torch.float32)]
+)
+@pytest.mark.parametrize("name", BATCHES)
+def test_states_and_gradients_are_the_same(make, architecture, name, attention, dtype):
+    model, batch = make(architecture, dtype, attention), BATCHES[name]
+    assert shares_prompts(model)
+    found = []
+    for states in (shared, again):
+        hidden = states(model, batch)
+        hidden.backward(torch.randn(hidden.shape, dtype=dtype, generator=torch.Generator().manual_seed(4)))
+        found.append((hidden.detach(), [each.grad for each in model.get_decoder().parameters()]))
+        model.zero_grad(set_to_none=True)
+    close(found[0][0], found[1][0], TOLERANCE[dtype])
+    for gradient, expected in zip(found[0][1], found[1][1], strict=True):  # norms compute in float32
+        close(gradient, expected, 1e-5 if dtype == torch.float64 else 1e-4)
+
+
+def test_each_prompt_is_read_once_and_last_tokens_never(make):
+    model, seen = make("llama"), []
+    model.get_decoder().register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["input_ids"].shape), with_kwargs=True
+    )
+    shared(model, BATCHES["uneven"])
+    assert seen == [(3, 7), (5, 8)]
+
+
+def test_a_model_that_recomputes_activations_does_not_share(make):
+    model = disable_dropout(make("llama"))
+    assert shares_prompts(model)
+    assert not shares_prompts(enable_activation_checkpointing(model))
+
+
+def test_a_recurrent_model_does_not_share():
+    model = RwkvForCausalLM(RwkvConfig(vocab_size=16, hidden_size=8, num_hidden_layers=2))
+    assert not shares_prompts(model)
+
+
+def test_a_model_that_must_prove_it_and_cannot_does_not_share(make, monkeypatch):
+    right = shared_prompts._expand
+
+    def forgetful(cache, group, columns):
+        right(cache, group, columns.clamp(max=0))  # the first token alone
+
+    monkeypatch.setattr(shared_prompts, "_expand", forgetful)
+    model = make("llama")
+    assert not shares_prompts(model)
+    monkeypatch.undo()
+    assert not shares_prompts(model)  # it is asked once
+    assert shares_prompts(make("llama"))
