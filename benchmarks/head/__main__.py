@@ -118,7 +118,7 @@ def read_options() -> argparse.Namespace:
 
 def contenders(size: Size, options: argparse.Namespace) -> Iterator[Contender | Absent]:
     device = torch.device(options.device)
-    yield from floor_contenders(size)
+    yield from floor_contenders(size, device)
     for each in (
         *kedge_contenders(size, device),
         *plain_contenders(size, device),

@@ -25,7 +25,7 @@ def kedge_contenders(size: Size, device: torch.device) -> Iterator[Contender]:
     """Give what training takes, at several chunks, and the operations as they stand."""
     fast, default = fast_backend(device), min(default_chunk_rows(size.tokens, device.type), size.rows)
     yield _contender(EXACT, REDUCE, fast, None, default)
-    for rows in (128, 256, 512, 1024):
+    for rows in (256, 512, 1024):
         if rows < size.rows and rows != default:
             yield _contender(EXACT, REDUCE, fast, rows, default)
     yield _contender(EXACT, REDUCE, "chunked", None, default)

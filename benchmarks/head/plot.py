@@ -1,6 +1,6 @@
 """The figure of docs/head.md, from a benchmark's JSON: time and memory over tokens and over the vocabulary.
 
-python -m benchmarks.head.plot benchmarks/results/head-cpu.json docs/images/head-scaling.svg
+python -m benchmarks.head.plot benchmarks/results/head-cpu-65536.json docs/images/head-scaling.svg
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Any
 
 from studies.figures import CYCLE, figure
 
-AXES = {"N": "tokens N", "V": "vocabulary V"}
+AXES = {"N": "tokens N", "V": "vocabulary V, thousands"}
 FIGURES = {"seconds": "seconds", "memory": "incremental peak, GB"}
 
 
-def curves(scaling: list[dict[str, Any]], along: str, what: str) -> dict[str, list[tuple[int, float]]]:
+def curves(scaling: list[dict[str, Any]], along: str, what: str) -> dict[str, list[tuple[float, float]]]:
     """Give the points of each contender, by its name."""
-    found: dict[str, list[tuple[int, float]]] = {}
+    found: dict[str, list[tuple[float, float]]] = {}
     for point in scaling:
         if point["along"] != along or (what == "memory" and point["peak"] is None):
             continue
         rows, _, tokens = map(int, point["size"].split(","))
         value = point["seconds"] if what == "seconds" else point["peak"]["incremental"] / 1e9
-        found.setdefault(point["contender"], []).append((rows if along == "N" else tokens, value))
+        found.setdefault(point["contender"], []).append((rows if along == "N" else tokens / 1000, value))
     return found
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from functools import partial
 from weakref import WeakValueDictionary
 
 import torch
@@ -11,27 +12,41 @@ from torch import Tensor
 from benchmarks.head.contender import FLOOR, Contender, Step
 from benchmarks.head.inputs import Inputs, Size
 from benchmarks.head.losses import CROSS_ENTROPY, EXACT, PRODUCTS
+from kedge.head.products import multiply, onednn
 
-FAMILY = "bare products"
+BY_TORCH, BY_ONEDNN = "bare products", "bare products by oneDNN"
+"""What torch.mm does, as everybody calls it; what Kedge calls where that leaves the processor half idle."""
+
+Product = Callable[[Tensor, Tensor, Tensor, bool], object]
+"""Puts left · right into out, or adds it."""
 
 
-def floor_contenders(size: Size) -> Iterator[Contender]:
+def floor_contenders(size: Size, device: torch.device) -> Iterator[Contender]:
     shared: WeakValueDictionary[str, Tensor] = WeakValueDictionary()
+    families: dict[str, Product] = {BY_TORCH: _by_torch}
+    if device.type == "cpu" and onednn() is not None:
+        families[BY_ONEDNN] = _by_onednn
     for task in (EXACT, CROSS_ENTROPY):
-        chunks = [rows for rows in (128, 256, 512, 1024, 2048, 4096) if rows < size.rows]
-        for rows in [*chunks, min(size.rows, 8192)]:
-            yield Contender(
-                task,
-                FAMILY,
-                f"{rows} rows",
-                lambda inputs, task=task, rows=rows: _products(inputs, PRODUCTS[task] == 4, rows, shared),
-                FLOOR,
-                {"chunk_rows": rows, "products": PRODUCTS[task]},
-            )
+        chunks = [rows for rows in (256, 512, 1024, 2048, 4096) if rows < size.rows]
+        for family, product in families.items():
+            for rows in [*chunks, min(size.rows, 8192)]:
+                build = partial(
+                    _products,
+                    with_reference=PRODUCTS[task] == 4,
+                    chunk_rows=rows,
+                    shared=shared,
+                    product=product,
+                )
+                settings = {"chunk_rows": rows, "products": PRODUCTS[task]}
+                yield Contender(task, family, f"{rows} rows", build, FLOOR, settings)
 
 
 def _products(
-    inputs: Inputs, with_reference: bool, chunk_rows: int, shared: MutableMapping[str, Tensor]
+    inputs: Inputs,
+    with_reference: bool,
+    chunk_rows: int,
+    shared: MutableMapping[str, Tensor],
+    product: Product,
 ) -> Step:
     """Logits of the policy (and of the reference), dh, dW; buffers are made here, outside what is timed.
 
@@ -55,9 +70,9 @@ def _products(
             rows = slice(start, min(start + chunk_rows, inputs.size.rows))
             count = rows.stop - rows.start
             for buffer, (states, matrix) in zip(buffers, sources, strict=True):
-                _mm(states[rows], matrix.T, buffer[:count])
-            torch.mm(upstream[:count], weight, out=hidden_gradient[rows])
-            _addmm(weight_gradient, upstream[:count].T, hidden[rows], keep=start > 0)
+                product(states[rows], matrix.T, buffer[:count], False)
+            product(upstream[:count], weight, hidden_gradient[rows], False)
+            product(upstream[:count].T, hidden[rows], weight_gradient, start > 0)
 
     return step
 
@@ -80,15 +95,16 @@ def _buffer(
     return found
 
 
-def _mm(left: Tensor, right: Tensor, out: Tensor) -> None:
-    if left.dtype == out.dtype:
-        torch.mm(left, right, out=out)
-    else:
+def _by_torch(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
+    if left.dtype != out.dtype and add:
+        torch.addmm(out, left, right, out_dtype=out.dtype, out=out)
+    elif left.dtype != out.dtype:
         torch.mm(left, right, out_dtype=out.dtype, out=out)
-
-
-def _addmm(total: Tensor, left: Tensor, right: Tensor, *, keep: bool) -> None:
-    if left.dtype == total.dtype:
-        total.addmm_(left, right, beta=float(keep))
+    elif add:
+        out.addmm_(left, right)
     else:
-        torch.addmm(total, left, right, out_dtype=total.dtype, beta=float(keep), out=total)
+        torch.mm(left, right, out=out)
+
+
+def _by_onednn(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
+    multiply(left, right, out, add=add)

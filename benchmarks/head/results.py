@@ -55,12 +55,13 @@ class Result:
     def default(self, task: str, family: str) -> Row | None:
         return next((row for row in self.racing(task, family) if row.contender.default), None)
 
-    def floor(self, task: str) -> Row | None:
-        """Return the fastest bare products of as many products as the task has."""
+    def floor(self, task: str, *families: str) -> Row | None:
+        """Return the fastest bare products of as many products as the task has, of all families or of these."""
         rows = [
             row
             for row in self.rows
             if row.contender.side == FLOOR
+            and (not families or row.contender.family in families)
             and not row.retired
             and PRODUCTS[row.contender.task] == PRODUCTS[task]
         ]

@@ -36,7 +36,7 @@ def test_values_and_gradients_are_those_of_a_linear_layer(
     layer.weight.requires_grad_(not frozen)
     if shape == (100, 7):  # strides of a transposed batch
         inputs, pull = inputs.transpose(0, 1), pull.transpose(0, 1)
-    with fast_linears(layer):
+    with fast_linears(layer, 700):
         found = gradients(layer, inputs, pull)
     expected = gradients(layer.double(), inputs.double(), pull.double())
     assert any(not torch.equal(one, other.float()) for one, other in zip(found, expected, strict=True))
@@ -78,7 +78,7 @@ def test_what_is_not_a_plain_layer_is_left_alone() -> None:
     hooked = nn.Linear(2, 2)
     hooked.forward = lambda inputs: inputs  # type: ignore[method-assign]
     model = nn.Sequential(Other(2, 2), hooked, nn.Linear(2, 2))
-    with fast_linears(model), fast_linears(model):
+    with fast_linears(model, 10**7), fast_linears(model, 10**7):
         assert ["forward" in vars(each) for each in model] == [False, True, True]
     assert ["forward" in vars(each) for each in model] == [False, True, False]
 
@@ -86,11 +86,18 @@ def test_what_is_not_a_plain_layer_is_left_alone() -> None:
 def test_nothing_changes_where_pytorchs_choice_is_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "onednn", lambda: None)
     layer = nn.Linear(2, 2)
-    with fast_linears(layer):
+    with fast_linears(layer, 10**7):
         assert "forward" not in vars(layer)
 
 
 def test_autocast_is_followed() -> None:
     layer, inputs = nn.Linear(256, 256), torch.randn(256, 256)
-    with fast_linears(layer), torch.autocast("cpu", torch.bfloat16):
+    with fast_linears(layer, 256), torch.autocast("cpu", torch.bfloat16):
         assert layer(inputs).dtype == torch.bfloat16
+
+
+@needs_onednn
+def test_layers_too_small_for_it_are_left_alone() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(800, 800))
+    with fast_linears(model, 10):
+        assert ["forward" in vars(each) for each in model] == [False, True]

@@ -90,7 +90,7 @@ def hidden_states(
 
 def _run(model: PreTrainedModel, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
     """Run the backbone alone. A cache would switch packing off silently, so there is none."""
-    with recomputing(model), fast_linears(model):
+    with recomputing(model), fast_linears(model, ids.numel()):
         output = model.get_decoder()(
             input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
         )

@@ -15,19 +15,23 @@ from kedge.head.products import WORTH, multiply, onednn
 
 
 @contextmanager
-def fast_linears(model: nn.Module) -> Iterator[None]:
+def fast_linears(model: nn.Module, rows: int) -> Iterator[None]:
     """Let the linear layers of a model go through :func:`kedge.head.products.multiply` inside, backward included.
 
     Where that is PyTorch's own product nothing is changed, nor are layers that somebody has given a forward pass of
     their own, or the layers of a model that computes activations again in backward: then it would be outside.
 
+    Args:
+        model: whose layers are meant.
+        rows: how many tokens a pass has at most; layers too small for the faster product then are left alone.
+
     >>> layer = nn.Linear(2, 2)
-    >>> with fast_linears(layer), torch.no_grad():
+    >>> with fast_linears(layer, 1), torch.no_grad():
     ...     same = torch.equal(layer(torch.ones(1, 2)), nn.functional.linear(torch.ones(1, 2), *layer.parameters()))
     >>> same, "forward" in vars(layer)
     (True, False)
     """
-    layers = _layers(model) if onednn() is not None else []
+    layers = _layers(model, rows) if onednn() is not None else []
     for layer in layers:
         vars(layer)["forward"] = partial(_forward, layer)
     try:
@@ -37,11 +41,12 @@ def fast_linears(model: nn.Module) -> Iterator[None]:
             del vars(layer)["forward"]
 
 
-def _layers(model: nn.Module) -> list[nn.Linear]:
+def _layers(model: nn.Module, rows: int) -> list[nn.Linear]:
     modules = list(model.modules())
     if torch.is_grad_enabled() and any(getattr(each, "gradient_checkpointing", False) for each in modules):
         return []
-    return [each for each in modules if type(each) is nn.Linear and "forward" not in vars(each)]
+    plain = (each for each in modules if type(each) is nn.Linear and "forward" not in vars(each))
+    return [each for each in plain if rows * each.weight.numel() >= WORTH]
 
 
 def _forward(layer: nn.Linear, inputs: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def response_states(
     width, steps = int(prompt_lengths.max()), int(response_lengths.max()) - 1
     column = torch.arange(max(width, steps + 1), device=prompt_tokens.device)
     backbone = model.get_decoder()
-    with fast_linears(model):
+    with fast_linears(model, max(width * len(prompt_lengths), steps * len(group))):
         read = backbone(
             input_ids=_padded(prompt_tokens, prompt_lengths),
             position_ids=column[None, :width],

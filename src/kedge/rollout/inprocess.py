@@ -80,7 +80,7 @@ def generate(
         head = replace(head, weight=head.weight.float(), bias=bias)
     stops = StopStrings(tokenizer, sampling.stop) if sampling.stop else None
     parts = []
-    with evaluating(model), fast_linears(model):
+    with evaluating(model), fast_linears(model, max(max(map(len, prompts)) * len(prompts), len(drawn))):
         for start in range(0, len(prompts), step):
             uniforms = drawn[start * copies : (start + step) * copies].to(device)
             batch = Batch(model, head, eos_ids, sampling, stops, uniforms)
