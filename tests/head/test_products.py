@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from kedge.head import products
 from kedge.head.products import WORTH, multiply, onednn
@@ -88,6 +89,12 @@ def test_a_subclass_is_left_to_pytorch() -> None:
     left = normal(SIDE, SIDE).as_subclass(Marked)
     found = multiply(left, normal(SIDE, SIDE), torch.empty(SIDE, SIDE))
     assert torch.equal(found, torch.mm(left, normal(SIDE, SIDE)))
+
+
+def test_operations_that_are_counted_are_seen() -> None:
+    with FlopCounterMode(display=False) as counter:
+        multiply(normal(SIDE, SIDE), normal(SIDE, SIDE), torch.empty(SIDE, SIDE))
+    assert counter.get_total_flops() == 2 * SIDE**3
 
 
 class Chosen:

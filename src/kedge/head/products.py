@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 _SYMBOL = "_ZN2at6native13mkldnn_matmulERKNS_6TensorES3_S3_ff"
 """void at::native::mkldnn_matmul(const Tensor&, const Tensor&, const Tensor& out, float beta, float alpha)"""
@@ -30,8 +31,9 @@ Product = Callable[[Tensor, Tensor, Tensor, bool], None]
 def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
     """Put left · right into ``out``, or add it to what is there; no gradient is recorded.
 
-    ``torch.backends.mkldnn.enabled = False`` leaves it to ``torch.mm``. Equal calls give equal bits: what is taken
-    follows from processor, shapes and dtype alone.
+    ``torch.backends.mkldnn.enabled = False`` leaves it to ``torch.mm``, as does a dispatch mode, which wants to see
+    operations (torch's FLOP counter is one). Equal calls give equal bits: what is taken follows from processor, shapes
+    and dtype alone.
 
     Args:
         left: [M, K], any strides.
@@ -47,8 +49,8 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> 
     >>> multiply(a, b, out).item(), multiply(a, b, out, add=True).item()
     (11.0, 22.0)
     """
-    fast = onednn() if _plain(left) and _plain(right) and _plain(out) and _worth(left, right) else None
-    if fast is not None and torch.backends.mkldnn.enabled:
+    fast = onednn() if _worth(left, right) and all(map(_plain, (left, right, out))) else None
+    if fast is not None and torch.backends.mkldnn.enabled and not is_in_torch_dispatch_mode():
         fast(left, right, out, add)
     elif add:
         out.addmm_(left, right)
