@@ -21,17 +21,17 @@ class Chunks(NamedTuple):
 
 
 def default_chunk_rows(tokens: int, device: str = "cpu") -> int:
-    """How many rows a chunk has: those of 25 million logits, 352 at least (on a GPU 2²⁶, and 384); 4,096 at most.
+    """How many rows a chunk has: those of 2²⁴ logits, 256 at least (on a GPU 2²⁶, and 384); 4,096 at most.
 
     It follows from the vocabulary and the type of device alone, so that equal calls give equal bits. Every chunk
     reads the whole weight, and reads and writes its whole gradient: over few rows the products wait for memory.
 
     >>> [default_chunk_rows(tokens) for tokens in (54, 32_000, 151_936)]
-    [4096, 768, 352]
+    [4096, 512, 256]
     >>> [default_chunk_rows(tokens, "cuda") for tokens in (54, 32_000, 151_936)]
     [4096, 2048, 384]
     """
-    logits, least, step = (2**26, 384, 64) if device == "cuda" else (25_000_000, 352, 32)
+    logits, least, step = (2**26, 384, 64) if device == "cuda" else (2**24, 256, 32)
     return min(4096, max(least, logits // tokens // step * step))
 
 

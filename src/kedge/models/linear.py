@@ -51,9 +51,8 @@ def _layers(model: nn.Module, rows: int) -> list[nn.Linear]:
 
 def _forward(layer: nn.Linear, inputs: Tensor) -> Tensor:
     weight, bias = layer.weight, layer.bias
-    rows = inputs.numel() // max(1, inputs.shape[-1])
     plain = inputs.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if plain and rows * weight.numel() >= WORTH:
+    if plain and inputs.ndim > 1 and inputs[..., 0].numel() * weight.numel() >= WORTH:
         found: Tensor = _Linear.apply(inputs, weight, bias)
         return found
     return nn.functional.linear(inputs, weight, bias)
