@@ -91,6 +91,19 @@ def test_a_subclass_is_left_to_pytorch() -> None:
     assert torch.equal(found, torch.mm(left, normal(SIDE, SIDE)))
 
 
+def test_shapes_that_do_not_fit_are_told() -> None:
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        multiply(normal(SIDE, SIDE), normal(SIDE + 1, SIDE), torch.empty(SIDE, SIDE))
+
+
+def test_a_result_with_gaps() -> None:
+    room = torch.zeros(SIDE, 2 * SIDE)
+    left, right = normal(SIDE, SIDE), normal(SIDE, SIDE)
+    multiply(left, right, room[:, ::2])
+    torch.testing.assert_close(room[:, ::2], left @ right)
+    assert not room[:, 1::2].any()
+
+
 def test_operations_that_are_counted_are_seen() -> None:
     with FlopCounterMode(display=False) as counter:
         multiply(normal(SIDE, SIDE), normal(SIDE, SIDE), torch.empty(SIDE, SIDE))

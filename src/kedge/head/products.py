@@ -38,18 +38,21 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> 
     Args:
         left: [M, K], any strides.
         right: [K, N], any strides, of the same dtype.
-        out: [M, N], of that dtype, contiguous.
+        out: [M, N], of that dtype; contiguous, for the faster product.
         add: whether to add.
 
     Returns:
         ``out``.
+
+    Raises:
+        RuntimeError: PyTorch's, for shapes or types that do not fit.
 
     >>> a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]])
     >>> out = torch.empty(1, 1)
     >>> multiply(a, b, out).item(), multiply(a, b, out, add=True).item()
     (11.0, 22.0)
     """
-    fast = onednn() if _worth(left, right) and all(map(_plain, (left, right, out))) else None
+    fast = onednn() if _worth(left, right, out) and all(map(_plain, (left, right, out))) else None
     if fast is not None and torch.backends.mkldnn.enabled and not is_in_torch_dispatch_mode():
         fast(left, right, out, add)
     elif add:
@@ -69,8 +72,15 @@ def _plain(tensor: Tensor) -> bool:
     )
 
 
-def _worth(left: Tensor, right: Tensor) -> bool:
-    return left.shape[0] * left.shape[1] * right.shape[1] >= WORTH
+def _worth(left: Tensor, right: Tensor, out: Tensor) -> bool:
+    """Whether the product is large; one whose shapes do not fit is left to PyTorch, which says so."""
+    (rows, inner), columns = left.shape, right.shape[1]
+    return (
+        rows * inner * columns >= WORTH
+        and right.shape[0] == inner
+        and out.shape == (rows, columns)
+        and out.is_contiguous()
+    )
 
 
 @cache
