@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -30,7 +33,7 @@ def factors(layout: str, rows: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-@pytest.mark.parametrize("rows", [1, SIDE])
+@pytest.mark.parametrize("rows", [2, SIDE])
 @pytest.mark.parametrize("layout", ["plain", "left transposed", "right transposed", "slices"])
 def test_products_are_right_to_float32(
     layout: str, rows: int, enabled: bool, monkeypatch: pytest.MonkeyPatch
@@ -44,6 +47,17 @@ def test_products_are_right_to_float32(
     added = multiply(left, right, before.clone(), add=True)
     torch.testing.assert_close(found.double(), truth, rtol=0, atol=1e-4)
     torch.testing.assert_close(added.double(), before.double() + truth, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 3000, 2000), (2000, 3000, 1), (2000, 1, 3000)])
+def test_a_single_row_column_or_factor(shape: tuple[int, int, int]) -> None:
+    """Strides of a size of 1 say nothing; torch gives whatever numbers."""
+    rows, inner, columns = shape
+    left, right = normal(rows, inner), normal(columns, inner).T
+    truth = left.double() @ right.double()
+    for one in (left, left.as_strided((rows, inner), (7 if rows == 1 else inner, 1))):
+        found = multiply(one, right, torch.empty(rows, columns))
+        torch.testing.assert_close(found.double(), truth, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -94,6 +108,15 @@ def test_a_subclass_is_left_to_pytorch() -> None:
 def test_shapes_that_do_not_fit_are_told() -> None:
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         multiply(normal(SIDE, SIDE), normal(SIDE + 1, SIDE), torch.empty(SIDE, SIDE))
+    with pytest.raises(RuntimeError, match="must be a matrix"):
+        multiply(normal(2, SIDE, SIDE), normal(SIDE, SIDE), torch.empty(SIDE, SIDE))
+
+
+def test_a_view_that_negates() -> None:
+    left = torch.complex(normal(SIDE, SIDE), normal(SIDE, SIDE)).conj().imag
+    right = normal(SIDE, SIDE)
+    assert left.is_neg()
+    assert torch.equal(multiply(left, right, torch.empty(SIDE, SIDE)), torch.mm(left, right))
 
 
 def test_a_result_with_gaps() -> None:
@@ -108,6 +131,30 @@ def test_operations_that_are_counted_are_seen() -> None:
     with FlopCounterMode(display=False) as counter:
         multiply(normal(SIDE, SIDE), normal(SIDE, SIDE), torch.empty(SIDE, SIDE))
     assert counter.get_total_flops() == 2 * SIDE**3
+
+
+UNUSUAL = "import torch; from kedge.head import products; {given}; assert products.onednn() is not None"
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    "given",
+    ["torch.set_default_dtype(torch.float64)", "torch.set_default_device('meta')"],
+)
+def test_the_trial_does_not_depend_on_defaults(given: str) -> None:
+    """A process of its own, which a refusal would end."""
+    script = UNUSUAL.format(given=given)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(
+    products.vendor() in ("GenuineIntel", None) or torch.backends.cpu.get_cpu_capability() != "AVX512",
+    reason="PyTorch's own choice is taken on this processor",
+)
+def test_the_faster_library_is_found_where_it_is_wanted() -> None:
+    """Fails when a release of PyTorch no longer has the symbol: products would go slower and nobody would know."""
+    assert onednn() is not None
 
 
 class Chosen:

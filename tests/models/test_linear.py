@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from kedge.head.products import onednn
 from kedge.models import (
@@ -46,16 +47,15 @@ def test_values_and_gradients_are_those_of_a_linear_layer(
 
 @needs_onednn
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
-def test_a_model_has_the_gradients_that_it_has(architecture: str) -> None:
+def test_a_model_has_the_gradients_that_it_has(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model(64, architecture=architecture, hidden_size=64, layers=2, heads=2, context=256, seed=0)
     tokens, lengths = torch.arange(600) % 64, torch.tensor([200, 250, 150])
     found = {}
     for fast in (True, False):
-        torch.backends.mkldnn.enabled = fast
-        try:
+        with monkeypatch.context() as patch:
+            if not fast:
+                patch.setattr(module, "onednn", lambda: None)
             hidden_states(model, tokens, lengths).square().sum().backward()
-        finally:
-            torch.backends.mkldnn.enabled = True
         found[fast] = [each.grad for each in model.get_decoder().parameters()]
         model.zero_grad(set_to_none=True)
     pairs = list(zip(found[True], found[False], strict=True))
@@ -64,10 +64,62 @@ def test_a_model_has_the_gradients_that_it_has(architecture: str) -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-4 * float(other.abs().max()))
 
 
-def test_activation_checkpointing_is_left_alone() -> None:
+def taken(layer: nn.Module, inputs: Tensor) -> bool:
+    """Whether a pass goes the fast way, as its backward shows."""
+    seen, ahead = set(), [layer(inputs).grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is not None:
+            seen.add(type(node).__name__)
+            ahead += [following for following, _ in node.next_functions]
+    return "_LinearBackward" in seen
+
+
+@needs_onednn
+def test_activations_that_are_computed_again_or_kept_elsewhere_are_left_to_pytorch() -> None:
+    """Backward comes after the block, where the same layers are PyTorch's: both must keep the same tensors."""
+    layer, inputs = nn.Linear(256, 256), torch.randn(256, 256, requires_grad=True)
+    with fast_linears(layer, 256):
+        assert taken(layer, inputs)
+        with torch.autograd.graph.save_on_cpu():
+            assert not taken(layer, inputs)
+        again = checkpoint(layer, inputs, use_reentrant=False)
+    again.sum().backward()
+    torch.testing.assert_close(inputs.grad, layer.weight.sum(0).expand(256, 256), rtol=1e-4, atol=1e-4)
     model = build_model(64, hidden_size=64, layers=2, heads=2, context=256, seed=0)
     enable_activation_checkpointing(disable_dropout(model))
     hidden_states(model, torch.arange(600) % 64, torch.tensor([200, 250, 150])).sum().backward()
+
+
+@needs_onednn
+@pytest.mark.parametrize("frozen", ["weight", "inputs"])
+def test_nothing_is_kept_that_backward_does_not_need(frozen: str) -> None:
+    layer, inputs = nn.Linear(256, 256), torch.randn(256, 256, requires_grad=frozen != "inputs")
+    layer.weight.requires_grad_(frozen != "weight")
+    with fast_linears(layer, 256):
+        saved_inputs, saved_weight = layer(inputs).grad_fn.saved_tensors
+    assert (saved_inputs is None) == (frozen == "weight")
+    assert (saved_weight is None) == (frozen == "inputs")
+
+
+@needs_onednn
+def test_the_switch_is_for_layers_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, inputs = nn.Linear(256, 256), torch.randn(256, 256)
+    with fast_linears(layer, 256):
+        monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+        assert not taken(layer, inputs)
+    with fast_linears(layer, 256):
+        assert "forward" not in vars(layer)
+
+
+def test_layers_elsewhere_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "onednn", lambda: pytest.fail("is asked for nothing"))
+    others = nn.Linear(256, 256, device="meta"), nn.Linear(256, 256, dtype=torch.float64), nn.Linear(2, 2)
+    compiled = nn.Linear(256, 256)
+    compiled.compile(backend="eager")
+    model = nn.Sequential(*others, compiled)
+    with fast_linears(model, 256):
+        assert not any("forward" in vars(each) for each in model)
 
 
 @needs_onednn
@@ -85,7 +137,7 @@ def test_what_is_not_a_plain_layer_is_left_alone() -> None:
 
 def test_nothing_changes_where_pytorchs_choice_is_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "onednn", lambda: None)
-    layer = nn.Linear(2, 2)
+    layer = nn.Linear(256, 256)
     with fast_linears(layer, 10**7):
         assert "forward" not in vars(layer)
 
@@ -94,6 +146,21 @@ def test_autocast_is_followed() -> None:
     layer, inputs = nn.Linear(256, 256), torch.randn(256, 256)
     with fast_linears(layer, 256), torch.autocast("cpu", torch.bfloat16):
         assert layer(inputs).dtype == torch.bfloat16
+
+
+@needs_onednn
+def test_functions_of_torch_func_go_through() -> None:
+    layer, inputs = nn.Linear(256, 256), torch.randn(2, 256, 256)
+    expected = torch.func.vmap(layer)(inputs)
+    with fast_linears(layer, 512):
+        assert torch.equal(torch.func.vmap(layer)(inputs), expected)
+        assert not torch.equal(layer(inputs), expected)  # the other library's rounding
+
+
+def test_inputs_that_do_not_fit_are_told_by_pytorch() -> None:
+    layer = nn.Linear(256, 256)
+    with fast_linears(layer, 512), pytest.raises(RuntimeError, match="cannot be multiplied"):
+        layer(torch.randn(512, 128))
 
 
 @needs_onednn

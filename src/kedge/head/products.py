@@ -3,8 +3,9 @@
 PyTorch multiplies float32 matrices on a CPU through MKL, which keeps its AVX-512 kernels for Intel's processors. On
 others that have AVX-512 it takes half as long again as it needs, or twice: oneDNN, which every PyTorch build for
 x86 carries and uses for other types, has kernels for all of them (docs/head.md has the figures). No public operation
-leads to it for float32, so it is called by its symbol; where the symbol is not there, or does not do what it should,
-products are ``torch.mm``.
+leads to it for float32, so it is called by its symbol; where the symbol is not there, or gives another result than
+it should, products are ``torch.mm``. What it refuses, it refuses by ending the process, so that shapes, types and
+places are checked before.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import platform
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -52,8 +53,7 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> 
     >>> multiply(a, b, out).item(), multiply(a, b, out, add=True).item()
     (11.0, 22.0)
     """
-    fast = onednn() if _worth(left, right, out) and all(map(_plain, (left, right, out))) else None
-    if fast is not None and torch.backends.mkldnn.enabled and not is_in_torch_dispatch_mode():
+    if _worth(left, right, out) and reachable(left, right, out) and (fast := onednn()) is not None:
         fast(left, right, out, add)
     elif add:
         out.addmm_(left, right)
@@ -62,25 +62,37 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> 
     return out
 
 
+def reachable(*tensors: Tensor) -> bool:
+    """Whether oneDNN may be called for these now: float32 numbers that lie in this process's memory as they read.
+
+    The symbol takes a tensor for what its pointer shows: a subclass, a wrapper of ``torch.func``, a view that
+    negates, or whatever a dispatch mode makes of it, is left to PyTorch.
+
+    >>> reachable(torch.ones(2)), reachable(torch.ones(2, dtype=torch.float64))
+    (True, False)
+    """
+    return (
+        bool(torch.backends.mkldnn.enabled) and not is_in_torch_dispatch_mode() and all(map(_plain, tensors))
+    )
+
+
 def _plain(tensor: Tensor) -> bool:
-    """Whether a tensor is what the symbol may be given: numbers in this process's memory, of one type."""
     return (
         tensor.dtype == torch.float32
         and tensor.device.type == "cpu"
         and tensor.layout == torch.strided
         and type(tensor) in (Tensor, torch.nn.Parameter)
+        and not tensor.is_neg()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     )
 
 
 def _worth(left: Tensor, right: Tensor, out: Tensor) -> bool:
     """Whether the product is large; one whose shapes do not fit is left to PyTorch, which says so."""
-    (rows, inner), columns = left.shape, right.shape[1]
-    return (
-        rows * inner * columns >= WORTH
-        and right.shape[0] == inner
-        and out.shape == (rows, columns)
-        and out.is_contiguous()
-    )
+    if not left.ndim == right.ndim == out.ndim == 2 or left.shape[1] != right.shape[0]:
+        return False
+    rows, columns = left.shape[0], right.shape[1]
+    return rows * right.numel() >= WORTH and out.shape == (rows, columns) and out.is_contiguous()
 
 
 @cache
@@ -122,8 +134,9 @@ def _by_symbol() -> Product | None:
 
 
 def _is_right(product: Product) -> bool:
-    """Try it on small matrices, one of them transposed."""
-    left, right = torch.arange(12.0).reshape(4, 3).T, torch.arange(8.0).reshape(4, 2)
-    out = torch.ones(3, 2)
+    """Try it on small matrices, one of them transposed, whatever the default type and device are."""
+    count = partial(torch.arange, dtype=torch.float32, device="cpu")
+    left, right, out = count(12).reshape(4, 3).T, count(8).reshape(4, 2), count(6).reshape(3, 2)
+    truth = out + left @ right
     product(left, right, out, True)
-    return torch.equal(out, 1 + left @ right)
+    return torch.equal(out, truth)
