@@ -6,7 +6,9 @@ import pytest
 import torch
 from transformers import RwkvConfig, RwkvForCausalLM
 
+from kedge.errors import UserError
 from kedge.models import (
+    context_length,
     disable_dropout,
     enable_activation_checkpointing,
     hidden_states,
@@ -101,6 +103,27 @@ def test_a_model_that_recomputes_activations_does_not_share(make):
 def test_a_recurrent_model_does_not_share():
     model = RwkvForCausalLM(RwkvConfig(vocab_size=16, hidden_size=8, num_hidden_layers=2))
     assert not shares_prompts(model)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_a_model_whose_rotations_change_with_the_length_does_not_share(make, kind):
+    model = make("llama")
+    model.config.rope_parameters = {**model.config.rope_parameters, "rope_type": kind}
+    assert not shares_prompts(model)
+    model = make("llama")
+    model.config.rope_parameters = {"full_attention": {"rope_type": kind}}  # a kind for each kind of layer
+    assert not shares_prompts(model)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_context_is_kept_to(make, name):
+    """All of it can be used, whatever padding stands beside; one token more is refused."""
+    model = make(name)
+    context = context_length(model)
+    batch = rollout([context - 1, 1], [1, context - 1], [0, 1])
+    close(shared(model, batch).detach(), again(model, batch).detach(), 2e-5)
+    with pytest.raises(UserError, match=f"sequence 1 has {context + 1} tokens"):
+        shared(model, rollout([1, 5], [1, context - 4], [0, 1]))
 
 
 def test_a_model_that_must_prove_it_and_cannot_does_not_share(make, monkeypatch):

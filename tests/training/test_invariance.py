@@ -63,14 +63,16 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
-BUILT: dict[str, Any] = {**MODEL["build"], "architecture": "gpt2"}
-"""The others' norms compute in float32 whatever the dtype: what is added up before them and after differs by that."""
+EVERYWHERE = "gpt2"
+"""Float64 all along; the norms of others compute in float32, and what is added up before them differs by that after."""
 
 
-def weights(folder: Path, stage: dict[str, Any], dtype: str) -> dict[str, torch.Tensor]:
+def weights(
+    folder: Path, stage: dict[str, Any], dtype: str, architecture: str = EVERYWHERE
+) -> dict[str, torch.Tensor]:
     """Policy and, where there is one, critic after a run."""
-    folder.mkdir()
-    made = {**MODEL, "build": BUILT, "dtype": dtype}
+    folder.mkdir(parents=True)
+    made = {**MODEL, "build": {**MODEL["build"], "architecture": architecture}, "dtype": dtype}
     run = kedge.train(recipe(folder, stage, model=made)).stages[stage["name"]]
     critic = load_state(run.model.resolve().parent)["work"]["critic"] or {"weights": {}}
     found = {f"critic.{name}": value for name, value in critic["weights"].items()}
@@ -88,11 +90,14 @@ def test_float64(objective: dict[str, Any], tmp_path: Path) -> None:
         assert worst < 1e-10, f"{name}: {worst}"
 
 
-def test_float32(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:.*use_reentrant.*:UserWarning")
+@pytest.mark.parametrize("architecture", [EVERYWHERE, "llama"])
+def test_float32(architecture: str, tmp_path: Path) -> None:
     stage = {**BASE, "steps": 1, "optimizer": {"learning_rate": 1e-3, "eps": 1e-3}}
-    expected = weights(tmp_path / "base", stage, "float32")
+    expected = weights(tmp_path / "base", stage, "float32", architecture)
     for name, compute in SAME.items():
-        found = weights(tmp_path / name, {**stage, "compute": {**stage["compute"], **compute}}, "float32")
+        changed = {**stage, "compute": {**stage["compute"], **compute}}
+        found = weights(tmp_path / name, changed, "float32", architecture)
         assert max(float((found[key] - expected[key]).abs().max()) for key in expected) < 1e-5
 
 

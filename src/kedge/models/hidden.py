@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from kedge.errors import UserError
 from kedge.models.linear import fast_linears
 from kedge.models.mode import evaluating, recomputing
-from kedge.models.tokens import context_length
+from kedge.models.tokens import require_context
 
 
 def hidden_states(
@@ -63,12 +63,7 @@ def hidden_states(
         raise ValueError(
             f"lengths {sizes} must be positive and add up to the number of tokens ({tokens.shape[0]})"
         )
-    context = context_length(model)
-    if context is not None and max(sizes) > context:
-        raise UserError(
-            f"sequence {sizes.index(max(sizes))} has {max(sizes)} tokens, but the context of "
-            f"{type(model).__name__} is {context}: shorten prompts or responses"
-        )
+    require_context(model, sizes)
     starts = lengths.cumsum(0) - lengths
     row = torch.repeat_interleave(lengths, output_size=tokens.shape[0])
     position = torch.arange(tokens.shape[0], device=tokens.device) - starts[row]

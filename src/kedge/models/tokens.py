@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -120,6 +121,27 @@ def context_length(model: PreTrainedModel) -> int | None:
     """
     value = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     return None if value is None else int(value)
+
+
+def require_context(model: PreTrainedModel, sizes: Sequence[int]) -> None:
+    """Refuse sequences that the model has no positions for.
+
+    Args:
+        model: any causal language model.
+        sizes: tokens in each sequence.
+
+    Raises:
+        UserError: naming the longest one.
+
+    >>> from kedge.models import build_model
+    >>> require_context(build_model(32, hidden_size=8, layers=1, heads=2, context=16, seed=0), [3, 16])
+    """
+    context = context_length(model)
+    if context is not None and max(sizes) > context:
+        raise UserError(
+            f"sequence {sizes.index(max(sizes))} has {max(sizes)} tokens, but the context of "
+            f"{type(model).__name__} is {context}: shorten prompts or responses"
+        )
 
 
 _LIMITS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, int]] = WeakKeyDictionary()

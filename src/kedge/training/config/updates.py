@@ -54,7 +54,8 @@ class ComputeConfig(Section):
     """Arithmetic of the transformer blocks; weights, logits, losses and optimizer stay as they are."""
     layout: Literal["padded", "packed"] = "padded"
     """One padded rectangle a pass, or all sequences end to end in one row. In padded passes of policy optimisation a
-    prompt with several responses is read once for all of them (not with activation checkpointing)."""
+    prompt is read once for all of its responses in the pass, where that spares a tenth of the tokens and the model
+    goes on from keys and values as from tokens (not with activation checkpointing)."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile_head: bool | None = None
