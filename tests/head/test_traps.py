@@ -3,7 +3,7 @@
     rounded product        a bfloat16 product cast to float32            test_precision.py, certify/test_accuracy.py
     padded vocabulary      the tail not masked, also under a soft-cap    test_masks.py, and below: as a bias of −∞
     0·(−∞), −∞ − (−∞)      masked in both heads, at the target, alone    test_masks.py, and below: all but one
-    32-bit offsets         more logits than an int32 counts              no chunk is so large; a kernel's own matter
+    32-bit offsets         more logits than an int32 counts              test_triton.py: rows 2³⁰ entries apart
     dropped upstream       the gradient that reaches the entropy         below; test_agreement.py: each output alone
     scaled too late        an upstream gradient after dW was summed      below
     head untrained         LoRA on the head; a tied weight               below; test_interface.py; test_sharded.py
