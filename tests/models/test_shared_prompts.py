@@ -138,3 +138,15 @@ def test_a_model_that_must_prove_it_and_cannot_does_not_share(make, monkeypatch)
     monkeypatch.undo()
     assert not shares_prompts(model)  # it is asked once
     assert shares_prompts(make("llama"))
+
+
+def test_a_model_that_refuses_a_cache_does_not_share(make):
+    model = make("llama")
+
+    def refuse(_, __, given):
+        if given.get("past_key_values") is not None:
+            raise TypeError("forward() got an unexpected keyword argument 'past_key_values'")
+
+    model.get_decoder().register_forward_pre_hook(refuse, with_kwargs=True)
+    assert not shares_prompts(model)
+    assert again(model, BATCHES["uneven"]).isfinite().all()

@@ -101,7 +101,7 @@ def shares_prompts(model: PreTrainedModel) -> bool:
     kind = f"{model.config._attn_implementation} {model.dtype}"
     if _SHARES.get(model, ("", False))[0] != kind:
         fit = beside_attention(model) is None and not _turns_by_length(model)
-        _SHARES[model] = kind, fit and _agrees(model)
+        _SHARES[model] = kind, fit and _proves_it(model)
     return _SHARES[model][1]
 
 
@@ -110,6 +110,14 @@ def _turns_by_length(model: PreTrainedModel) -> bool:
     given = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
     kinds = [given, *(each for each in given.values() if isinstance(each, dict))]
     return any(each.get("rope_type") in ("dynamic", "longrope") for each in kinds)
+
+
+def _proves_it(model: PreTrainedModel) -> bool:
+    """However a model says that it does not go on from a cache: each response is read with its prompt then."""
+    try:
+        return _agrees(model)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return False
 
 
 @torch.no_grad()
