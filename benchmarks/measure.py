@@ -97,6 +97,7 @@ def parts_alone(shape: Shape) -> Callable[[], dict[str, Any]]:
     import torch
 
     from kedge.head import default_chunk_rows
+    from kedge.head.products import multiply
     from kedge.models import hidden_states
 
     policy, reference, tokenizer, texts = inputs(shape)
@@ -116,7 +117,7 @@ def parts_alone(shape: Shape) -> Callable[[], dict[str, Any]]:
                 began = time.perf_counter()
                 for first in range(0, len(hidden), rows):
                     chunk = hidden[first : first + rows]
-                    torch.mm(chunk, model.lm_head.weight.T, out=room[: len(chunk)])
+                    multiply(chunk, model.lm_head.weight.T, room[: len(chunk)])
                 clock["products"] += time.perf_counter() - began
         return clock
 
