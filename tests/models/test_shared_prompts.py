@@ -127,12 +127,12 @@ def test_the_context_is_kept_to(make, name):
 
 
 def test_a_model_that_must_prove_it_and_cannot_does_not_share(make, monkeypatch):
-    right = shared_prompts._expand
+    right = shared_prompts.to_the_end
 
-    def forgetful(cache, group, columns):
-        right(cache, group, columns.clamp(max=0))  # the first token alone
+    def forgetful(filled, group, lengths):
+        return right(filled[:, :, :1].expand_as(filled), group, lengths)  # the first token alone
 
-    monkeypatch.setattr(shared_prompts, "_expand", forgetful)
+    monkeypatch.setattr(shared_prompts, "to_the_end", forgetful)
     model = make("llama")
     assert not shares_prompts(model)
     monkeypatch.undo()

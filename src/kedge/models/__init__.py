@@ -1,5 +1,6 @@
 """Everything that knows an architecture: from a causal language model to hidden states and an output head."""
 
+from kedge.models.align import to_the_end
 from kedge.models.bpe import train_bpe
 from kedge.models.build import build_model
 from kedge.models.critic import Critic, critic_beside, load_critic, reward_model_of
@@ -51,6 +52,7 @@ __all__ = [
     "sequence_scores",
     "shares_prompts",
     "special_tokens",
+    "to_the_end",
     "train_bpe",
     "usable_vocabulary",
     "verify_head",

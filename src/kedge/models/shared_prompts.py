@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from kedge.models.align import to_the_end
 from kedge.models.hidden import hidden_states
 from kedge.models.linear import fast_linears
 from kedge.models.memory import beside_attention
@@ -68,7 +69,9 @@ def response_states(
         ]
         if steps > 0:
             before = prompt_lengths[group][:, None]
-            _expand(cache, group, (column[:width] - (width - before)).clamp(min=0))
+            for layer in cache.layers:
+                layer.keys = to_the_end(layer.keys, group, prompt_lengths)
+                layer.values = to_the_end(layer.values, group, prompt_lengths)
             seen = torch.arange(width + steps, device=column.device) >= width - before
             later = backbone(
                 input_ids=_padded(response_tokens, response_lengths)[:, :steps],
@@ -147,11 +150,3 @@ def _padded(tokens: Tensor, lengths: Tensor) -> Tensor:
     rows = tokens.new_zeros(used.shape)
     rows[used] = tokens
     return rows
-
-
-def _expand(cache: DynamicCache, group: Tensor, columns: Tensor) -> None:
-    """Give each response the keys and values of its prompt, which end where the response goes on."""
-    for layer in cache.layers:
-        for name in ("keys", "values"):
-            chosen = getattr(layer, name).transpose(1, 2)[group[:, None], columns]
-            setattr(layer, name, chosen.transpose(1, 2))

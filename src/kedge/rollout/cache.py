@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from kedge.errors import UserError
-from kedge.models import beside_attention
+from kedge.models import beside_attention, to_the_end
 
 
 class RolloutCache(Cache):
@@ -26,16 +26,13 @@ class RolloutCache(Cache):
         super().__init__(layer_class_to_replicate=lambda: _RolloutLayer(capacity))
 
     def expand(self, copies: int, lengths: Tensor) -> None:
-        """Turn the row of each prompt into ``copies`` rows that end together.
+        """Turn the row of each prompt into ``copies`` rows that end together, where the responses go on.
 
-        Prompts come in padded on the right; each is moved to the end of its row, where the response goes on.
-        What is left before it are copies of its first column, for the mask to hide.
+        Prompts come in padded on the right; the mask hides what is left before each.
         """
-        width = self.get_seq_length()
-        rows = torch.arange(len(lengths), device=lengths.device).repeat_interleave(copies)
-        columns = torch.arange(width, device=lengths.device) - (width - lengths)[:, None]
+        group = torch.arange(len(lengths), device=lengths.device).repeat_interleave(copies)
         for layer in self.layers:
-            layer.expand(rows, columns.clamp(min=0).repeat_interleave(copies, dim=0))
+            layer.expand(group, lengths)
 
     def keep(self, rows: Tensor) -> None:
         """Drop every other row."""
@@ -66,9 +63,9 @@ class _RolloutLayer(DynamicLayer):
         self._view()
         return self.keys, self.values
 
-    def expand(self, rows: Tensor, columns: Tensor) -> None:
-        self.key_room = self._roomy(self.keys, rows, columns)
-        self.value_room = self._roomy(self.values, rows, columns)
+    def expand(self, group: Tensor, lengths: Tensor) -> None:
+        self.key_room = self._roomy(to_the_end(self.keys, group, lengths))
+        self.value_room = self._roomy(to_the_end(self.values, group, lengths))
         self._view()
 
     def keep(self, rows: Tensor) -> None:
@@ -77,9 +74,10 @@ class _RolloutLayer(DynamicLayer):
         self.key_room, self.value_room = self.key_room[: len(rows)], self.value_room[: len(rows)]
         self._view()
 
-    def _roomy(self, filled: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        room = filled.new_empty(len(rows), filled.shape[1], self.capacity, filled.shape[-1])
-        room[:, :, : self.length] = filled.transpose(1, 2)[rows[:, None], columns].transpose(1, 2)
+    def _roomy(self, filled: Tensor) -> Tensor:
+        rows, heads, length, width = filled.shape
+        room = filled.new_empty(rows, heads, self.capacity, width)
+        room[:, :, :length] = filled
         return room
 
     def _view(self) -> None:
