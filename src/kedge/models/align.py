@@ -1,4 +1,4 @@
-"""Keys and values of prompts, moved to where their responses go on."""
+"""What is cached of prompts, moved to where their responses go on."""
 
 from __future__ import annotations
 

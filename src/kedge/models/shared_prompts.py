@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from weakref import WeakKeyDictionary
 
 import torch
@@ -116,11 +117,20 @@ def _turns_by_length(model: PreTrainedModel) -> bool:
 
 
 def _proves_it(model: PreTrainedModel) -> bool:
-    """However a model says that it does not go on from a cache: each response is read with its prompt then."""
+    """Whether a model goes on from a prompt as it should; where it does not, for whatever reason, the user is told."""
     try:
-        return _agrees(model)
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
-        return False
+        reason = "" if _agrees(model) else "its hidden states are others then"
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        warnings.warn(
+            f"{type(model).__name__} does not go on from the keys and values of a prompt ({reason}): scoring and "
+            "updates read each response with its prompt, which takes longer",
+            stacklevel=2,
+        )
+    return not reason
 
 
 @torch.no_grad()
