@@ -117,20 +117,18 @@ def _turns_by_length(model: PreTrainedModel) -> bool:
 
 
 def _proves_it(model: PreTrainedModel) -> bool:
-    """Whether a model goes on from a prompt as it should; where it does not, for whatever reason, the user is told."""
+    """Whether a model goes on from a prompt as it should; where it breaks down over that, the user is told."""
     try:
-        reason = "" if _agrees(model) else "its hidden states are others then"
+        return _agrees(model)
     except torch.OutOfMemoryError:
         raise
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error}"
-    if reason:
         warnings.warn(
-            f"{type(model).__name__} does not go on from the keys and values of a prompt ({reason}): scoring and "
-            "updates read each response with its prompt, which takes longer",
+            f"{type(model).__name__} does not go on from the keys and values of a prompt ({type(error).__name__}: "
+            f"{error}): scoring and updates read each response with its prompt, which takes longer",
             stacklevel=2,
         )
-    return not reason
+        return False
 
 
 @torch.no_grad()
