@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kedge.head import Head, reduce, score
+from kedge.head.room import forget
 
 N, H, V, CHUNK = 512, 16, 8000, 64
 BLOCK = 2**17 // V  # rows that the element-wise work takes at a time on a CPU
@@ -42,6 +43,7 @@ def peak(way: str, want: set[str], dtype: torch.dtype, *, train_head: bool) -> i
     def total(scores: dict[str, Tensor], rows: slice | None = None) -> Tensor:
         return sum(values.sum() for values in scores.values())
 
+    forget()
     with torch.profiler.profile(profile_memory=True) as profile:
         loss = reduce(**given, per_token=total)[0] if way == "reduce" else total(score(**given))
         loss.backward()

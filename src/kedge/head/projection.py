@@ -10,6 +10,7 @@ from torch import Tensor
 from kedge.head.elementwise import Transform
 from kedge.head.products import multiply
 from kedge.head.request import source_tensors
+from kedge.head.room import room_for
 from kedge.head.types import Anchor
 
 
@@ -29,9 +30,9 @@ class Projection:
         self._weight = head.weight[: self._tokens].to(dtype)
         self.bias = None if head.bias is None else head.bias[: self._tokens].to(dtype)
         rows = min(chunk_rows, self._hidden.shape[0])
-        self._buffer = self._hidden.new_empty((rows, self._tokens), dtype=dtype)
+        self._buffer = room_for(self._hidden, (rows, self._tokens), dtype)
         self._sums = [
-            tensor.new_empty(tensor.shape, dtype=dtype) if needed else None
+            room_for(tensor, tensor.shape, dtype) if needed else None
             for tensor, needed in zip(source_tensors(source), needs, strict=True)
         ]
         hidden_sum, _, *bias_sum = self._sums
