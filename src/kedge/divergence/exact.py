@@ -40,16 +40,21 @@ class Normalizer(NamedTuple):
         return (logits - self.maximum) - self.log_sum
 
 
-def normalizer(logits: Float[Tensor, "*rows V"]) -> Normalizer:
+def normalizer(logits: Float[Tensor, "*rows V"], maximum: Tensor | None = None) -> Normalizer:
     """Return the two parts of log Σ eˡ = m + log(n + Σ e^(l − m)), the sum over all but the n maxima m.
 
     Kept out of the sum, the maxima do not drown the others: a peaked row keeps its digits, too.
+
+    Args:
+        logits: [..., V].
+        maximum: m, [..., 1], where it is known already.
 
     >>> maximum, log_sum = normalizer(torch.tensor([1000.0, 1000.0]))
     >>> maximum.item(), round(log_sum.item(), 6)
     (1000.0, 0.693147)
     """
-    maximum = logits.amax(-1, keepdim=True)
+    if maximum is None:
+        maximum = logits.amax(-1, keepdim=True)
     powers = (logits - maximum).exp()  # 1 at each maximum, and below 1 elsewhere
     count, others = powers.floor().sum(-1, keepdim=True), powers.frac().sum(-1, keepdim=True)
     return Normalizer(maximum, count.log() + (others / count).log1p())

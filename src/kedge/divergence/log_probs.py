@@ -47,7 +47,8 @@ def excess_exponential(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     ['0.0000e+00', '5.0000e-13', '7.1828e-01']
     """
     elsewhere = torch.expm1(x) - x.clamp(max=torch.finfo(x.dtype).max)  # not ∞ − ∞
-    return torch.where(x.abs() < _NEAR, _excess_series(x.clamp(-_NEAR, _NEAR)), elsewhere)
+    near = x.abs() < _NEAR
+    return torch.where(near, _excess_series(torch.where(near, x, 0.0)), elsewhere)
 
 
 def finite(log_p: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -195,15 +196,17 @@ def _excess_series(x: Tensor) -> Tensor:
     """φ(x) for |x| ≤ ¼, where eˣ − 1 − x would lose ε/|x|: x²·Σ xᵏ/(k + 2)!, two terms at a time."""
     square = x.square()
     terms = 12 if x.dtype == torch.float64 else 6
-    series = torch.zeros_like(x)
-    for k in range(terms - 2, -1, -2):
-        series = series * square + (1 / math.factorial(k + 2) + x / math.factorial(k + 3))
+    pairs = [1 / math.factorial(k + 2) + x * (1 / math.factorial(k + 3)) for k in range(0, terms, 2)]
+    series = pairs.pop()
+    while pairs:
+        series = series * square + pairs.pop()
     return series * square
 
 
 def _excess_terms(p: Tensor, q: Tensor, x: Tensor) -> Tensor:
     """p·φ(x) for x = log q − log p, without overflow where x is large; q where p is 0."""
-    return torch.where(x.abs() < _NEAR, p * _excess_series(x.clamp(-_NEAR, _NEAR)), q - p * (1 + x))
+    near = x.abs() < _NEAR
+    return torch.where(near, p * _excess_series(torch.where(near, x, 0.0)), q - p * (1 + x))
 
 
 def _log_mean_ratio(x: Tensor) -> Tensor:

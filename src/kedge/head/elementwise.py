@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from kedge.divergence import (
@@ -17,7 +18,7 @@ from kedge.divergence import (
     normalizer,
     total_variation_from_log_probs,
 )
-from kedge.head.gradients import Comparison, Pull, logit_gradient
+from kedge.head.gradients import Comparison, Pull, Signs, logit_gradient
 from kedge.head.request import DIVERGENCES, POLICY, Output
 
 
@@ -28,6 +29,10 @@ class Transform:
     scale: float
     softcap: float | None
     temperature: float
+
+    def changes(self, bias: Tensor | None) -> bool:
+        """Whether logits are anything but the product."""
+        return bias is not None or self.softcap is not None or self.scale != self.temperature
 
     def apply(self, product: Tensor, bias: Tensor | None) -> Tensor:
         """Turn a product into finite logits, in place."""
@@ -74,10 +79,25 @@ def forward(
     plan: Plan, products: Mapping[str, Tensor], biases: Mapping[str, Tensor | None], targets: Tensor
 ) -> tuple[Normalizers, dict[Output, Tensor]]:
     """Turn products [n, V] into logits, in place; return their normalisers, and every wanted output, [n] each."""
-    logits = {source: made.apply(products[source], biases[source]) for source, made in plan.transforms}
-    normalizers = {source: normalizer(each) for source, each in logits.items()}
-    block = _Block(logits, normalizers, targets)
-    return normalizers, {output: block.score(*output) for output in plan.wanted}
+    transform(plan, products, biases)
+    return score(plan, products, targets)
+
+
+def transform(plan: Plan, products: Mapping[str, Tensor], biases: Mapping[str, Tensor | None]) -> None:
+    """Turn products into logits, in place."""
+    for source, made in plan.transforms:
+        made.apply(products[source], biases[source])
+
+
+def score(
+    plan: Plan, logits: Mapping[str, Tensor], targets: Tensor
+) -> tuple[Normalizers, dict[Output, Tensor]]:
+    """Return the logits' normalisers, and every wanted output, [n] each."""
+    normalizers = {
+        source: normalizer(logits[source], _maximum(logits[source])) for source, _ in plan.transforms
+    }
+    block = _Block(logits, normalizers)
+    return normalizers, {output: block.score(*output, targets) for output in plan.wanted}
 
 
 def backward(
@@ -86,20 +106,62 @@ def backward(
     normalizers: Normalizers,
     targets: Tensor,
     pulls: Mapping[Output, Pull],
+    *,
+    run: Callable[..., dict[str, Tensor]] | None = None,
 ) -> None:
-    """Overwrite the logits of every source that is moved with the gradient of its h Wᵀ + b."""
-    block = _Block(logits, normalizers, targets)
-    gradients = {source: block.gradient(source, pulls) for source in plan.moved}
+    """Overwrite the logits of every source that is moved with the gradient of its h Wᵀ + b.
+
+    ``run`` is ``overwrite``, or what does the same.
+    """
+    chosen = {source: each.gather(-1, targets[:, None]) for source, each in logits.items()}
+    at_targets = (run or overwrite)(plan, logits, chosen, normalizers, pulls)
+    for source, gradient in at_targets.items():
+        logits[source].scatter_(-1, targets[:, None], gradient)
+
+
+def overwrite(
+    plan: Plan,
+    logits: Mapping[str, Tensor],
+    chosen: Mapping[str, Tensor],
+    normalizers: Normalizers,
+    pulls: Mapping[Output, Pull],
+) -> dict[str, Tensor]:
+    """Do what ``backward`` does, but at the targets; return what belongs there, [n, 1], where it is something else.
+
+    ``chosen`` are the logits of the targets, [n, 1]. Apart from these, which would be read and written by index, all
+    is one pass in place, once it is compiled.
+    """
+    whole, column = _Block(logits, normalizers), _Block(chosen, normalizers)
+    gradients, at_targets = {}, {}
+    for source in plan.moved:
+        signs = [Signs.of(each) for each in whole.comparisons(source, pulls)]
+        gradients[source] = whole.gradient(source, pulls, signs, at_targets=False)
+        if (source, "log_prob") in pulls:
+            at_targets[source] = column.gradient(source, pulls, signs, at_targets=True)
     for source, made in plan.transforms:
         if source in gradients:
             logits[source].copy_(made.pull_back(gradients[source], logits[source]))
+        if source in at_targets:
+            at_targets[source] = made.pull_back(at_targets[source], chosen[source])
+    return at_targets
+
+
+def _maximum(logits: Tensor) -> Tensor:
+    """Return the maximum of each row, [n, 1], from four parts of it, which may overlap.
+
+    Every step of a compiled loop waits for the one before, and compares in less time than it waits.
+    """
+    tokens = logits.shape[-1]
+    width = -(-tokens // 4)
+    first, second, third, last = (logits.narrow(-1, min(i * width, tokens - width), width) for i in range(4))
+    return torch.maximum(torch.maximum(first, second), torch.maximum(third, last)).amax(-1, keepdim=True)
 
 
 class _Block:
     """The distributions of a block of rows; what several outputs need of them is computed once."""
 
-    def __init__(self, logits: Mapping[str, Tensor], normalizers: Normalizers, targets: Tensor) -> None:
-        self._logits, self._normalizers, self._targets = logits, normalizers, targets
+    def __init__(self, logits: Mapping[str, Tensor], normalizers: Normalizers) -> None:
+        self._logits, self._normalizers = logits, normalizers
         self._log_probs: dict[str, Tensor] = {}
         self._log_ratios: dict[str, Tensor] = {}
 
@@ -116,7 +178,7 @@ class _Block:
             self._log_ratios[source] = log_ratio_of_logits(self._logits[POLICY], p, self._logits[source], q)
         return self._log_ratios[source]
 
-    def score(self, source: str, what: str) -> Tensor:
+    def score(self, source: str, what: str, targets: Tensor) -> Tensor:
         """Return an output, [n]."""
         normalizer = self._normalizers[source]
         if what == "log_normalizer":
@@ -124,7 +186,7 @@ class _Block:
         if what == "top_token":
             return self._logits[source].argmax(-1)
         if what == "log_prob":
-            chosen = self._logits[source].gather(-1, self._targets[:, None])
+            chosen = self._logits[source].gather(-1, targets[:, None])
             log_prob = normalizer.log_probs(chosen).squeeze(-1)
             return log_prob.masked_fill(log_prob < -0.5 * FAR, -math.inf)
         log_q = self.log_probs(source)
@@ -137,21 +199,20 @@ class _Block:
             return kl_from_log_probs(log_q, log_p, -x)
         return total_variation_from_log_probs(log_p, log_q, x)
 
-    def gradient(self, source: str, pulls: Mapping[Output, Pull]) -> Tensor:
-        """Return the gradient of a source's logits, [n, V]."""
+    def gradient(
+        self, source: str, pulls: Mapping[Output, Pull], signs: list[Signs | None], *, at_targets: bool
+    ) -> Tensor:
+        """Return the gradient of a source's logits, as ``logit_gradient`` does."""
+        own = {each: pulls.get((source, each)) for each in ("log_prob", "entropy", "log_normalizer")}
+        compared = self.comparisons(source, pulls)
+        return logit_gradient(self.log_probs(source), compared, signs, at_targets=at_targets, **own)
+
+    def comparisons(self, source: str, pulls: Mapping[Output, Pull]) -> list[Comparison]:
+        """Return what a source is compared with by divergences that pull, seen from it."""
         compared = dict.fromkeys(name for name, output in pulls if output in DIVERGENCES)
         if source == POLICY:
-            seen = [self._comparison(name, pulls) for name in compared]
-        else:
-            seen = [self._comparison(source, pulls).reversed()] if source in compared else []
-        return logit_gradient(
-            self.log_probs(source),
-            self._targets,
-            seen,
-            log_prob=pulls.get((source, "log_prob")),
-            entropy=pulls.get((source, "entropy")),
-            log_normalizer=pulls.get((source, "log_normalizer")),
-        )
+            return [self._comparison(name, pulls) for name in compared]
+        return [self._comparison(source, pulls).reversed()] if source in compared else []
 
     def _comparison(self, source: str, pulls: Mapping[Output, Pull]) -> Comparison:
         return Comparison(

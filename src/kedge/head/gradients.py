@@ -61,43 +61,79 @@ class Comparison:
         return Comparison(self.log_q, self.log_p, -self.log_ratio, self.inward, self.outward, self.variation)
 
 
+@dataclass(frozen=True)
+class Signs:
+    """The mass of p where it is above q, below it, and level with it, [n, 1] each; for what pulls at TV(p, q)."""
+
+    above: Tensor
+    below: Tensor
+    level: Tensor
+
+    @classmethod
+    def of(cls, compared: Comparison) -> Signs | None:
+        """Add them up over the whole vocabulary, if they are needed."""
+        if compared.variation is None:
+            return None
+        p, x = compared.log_p.exp(), compared.log_ratio
+        return cls(*((p * chosen).sum(-1, keepdim=True) for chosen in (x < 0, x > 0, x == 0)))
+
+    def less_mean(self, x: Tensor) -> Tensor:
+        """Return s − Σ p·s with s = sign(x), x = log p − log q: nothing is subtracted from 1, which p may almost be."""
+        up, down = 2 * self.below + self.level, 2 * self.above + self.level
+        return up * (x > 0) - down * (x < 0) + (self.below - self.above) * (x == 0)
+
+
 def logit_gradient(
     log_p: Tensor,
-    targets: Tensor,
     comparisons: list[Comparison],
+    signs: list[Signs | None],
     *,
+    at_targets: bool,
     log_prob: Pull | None = None,
     entropy: Pull | None = None,
     log_normalizer: Pull | None = None,
 ) -> Tensor:
-    """Return ∂/∂l [n, V] of all outputs together, from finite log-probabilities [n, V] and targets [n]."""
-    p = log_p.exp()
-    inner = log_p.new_zeros(log_p.shape[0], 1)  # the bracket; a column until a term needs more
+    """Return ∂/∂l of all outputs together for some entries of the vocabulary, [n, V], or [n, 1] for the targets.
+
+    Args:
+        log_p: their finite log-probabilities.
+        comparisons: with other distributions, of the same entries.
+        signs: of these, over the whole vocabulary.
+        at_targets: whether the entries are the targets; else none is taken for one.
+        log_prob: the pull at log p(a).
+        entropy: the pull at H.
+        log_normalizer: the pull at Z.
+    """
+    p, inner = log_p.exp(), _bracket(log_p, comparisons, signs, entropy, log_normalizer)
+    if log_prob is None:
+        gradient = p * inner
+    elif at_targets:
+        gradient = p * inner - log_prob.gradient * log_p.expm1()
+    else:
+        gradient = p * (inner - log_prob.gradient)
+    for each in comparisons:
+        if each.inward is not None:
+            moved = probability_difference(p, each.log_q.exp(), each.log_ratio)
+            gradient.addcmul_(each.inward.gradient, moved)
+    return gradient
+
+
+def _bracket(
+    log_p: Tensor,
+    comparisons: list[Comparison],
+    signs: list[Signs | None],
+    entropy: Pull | None,
+    log_normalizer: Pull | None,
+) -> Tensor:
+    """The formula's bracket, but for what the log-probability pulls; [n, 1] where nothing depends on the entry."""
+    inner = log_p.new_zeros(log_p.shape[0], 1)
     if log_normalizer is not None:
         inner = inner + log_normalizer.gradient
     if entropy is not None:
         inner = inner - entropy.gradient * (log_p + entropy.value)
-    for each in comparisons:
+    for each, sign in zip(comparisons, signs, strict=True):
         if each.outward is not None:
             inner = inner - each.outward.gradient * (each.log_ratio + each.outward.value)
-        if each.variation is not None:
-            inner = inner + 0.5 * each.variation.gradient * _less_mean(p, -each.log_ratio)
-    if log_prob is None:
-        gradient = p * inner
-    else:
-        chosen = log_p.gather(-1, targets[:, None])
-        at_target = chosen.exp() * inner.expand_as(log_p).gather(-1, targets[:, None])
-        gradient = p * (inner - log_prob.gradient)
-        gradient.scatter_(-1, targets[:, None], at_target - log_prob.gradient * chosen.expm1())
-    for each in comparisons:
-        if each.inward is not None:
-            gradient.addcmul_(
-                each.inward.gradient, probability_difference(p, each.log_q.exp(), each.log_ratio)
-            )
-    return gradient
-
-
-def _less_mean(p: Tensor, x: Tensor) -> Tensor:
-    """Return s − Σ p·s with s = sign(x), [n, V]: nothing is subtracted from 1, which p may almost be."""
-    above, below, level = ((p * chosen).sum(-1, keepdim=True) for chosen in (x > 0, x < 0, x == 0))
-    return (2 * below + level) * (x > 0) - (2 * above + level) * (x < 0) + (below - above) * (x == 0)
+        if each.variation is not None and sign is not None:
+            inner = inner + 0.5 * each.variation.gradient * sign.less_mean(-each.log_ratio)
+    return inner

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from kedge.head.request import (
 from kedge.head.runner import EAGER, Runner
 
 _AS_THEY_ARE = Transform(scale=1.0, softcap=None, temperature=1.0)
+_COPIED = 2**20  # logits at a time on a CPU
 
 
 def score_logits(
@@ -207,6 +209,7 @@ def _blocks(runner: Runner, sources: Mapping[str, Tensor]) -> list[slice]:
     logits = sources[POLICY] if POLICY in sources else next(iter(sources.values()))
     rows, tokens = logits.shape
     if logits.device.type == "cpu":
-        return runner.blocks(logits) or [slice(0, 0)]
+        some = replace(runner, block_logits=min(runner.block_logits, _COPIED))
+        return some.blocks(logits) or [slice(0, 0)]
     step = default_chunk_rows(tokens, logits.device.type)
     return [slice(start, min(start + step, rows)) for start in range(0, max(rows, 1), step)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kedge.head import elementwise
 from kedge.head.elementwise import Plan
+from kedge.head.exponential import inlined
 
 Function = Callable[..., Any]
 
@@ -39,31 +40,39 @@ class Runner:
 
 
 def _compiled_forward(plan: Plan, products: Any, biases: Any, targets: Tensor) -> Any:
-    _any_rows(products, targets)
-    return _compiled(elementwise.forward, plan)(products, biases, targets)
+    if any(made.changes(biases[source]) for source, made in plan.transforms):  # in one pass, then, of its own
+        _run_compiled(elementwise.transform, Plan(plan.transforms, ()), products, biases)
+    return _run_compiled(elementwise.score, plan, products, targets)
 
 
 def _compiled_backward(plan: Plan, *tensors: Any) -> None:
-    _any_rows(*tensors)
-    _compiled(elementwise.backward, plan)(*tensors)
+    elementwise.backward(plan, *tensors, run=partial(_run_compiled, elementwise.overwrite))
+
+
+def _run_compiled(function: Function, plan: Plan, logits: Mapping[str, Tensor], *others: Any) -> Any:
+    """Run a function of ``elementwise``, compiled for a plan and a vocabulary, whatever the number of rows."""
+    rows, tokens = next(iter(logits.values())).shape if logits else (0, 0)
+    for leaf in torch.utils._pytree.tree_leaves((logits, others)):
+        if isinstance(leaf, Tensor) and leaf.shape[0] == rows > 1:
+            torch._dynamo.maybe_mark_dynamic(leaf, 0)
+    for each in logits.values():
+        torch._dynamo.mark_static(each, 1)
+    return _compiled(function, plan, tokens)(logits, *others)
 
 
 @cache
-def _compiled(function: Function, plan: Plan) -> Function:
-    """Compile for a plan; a vocabulary of another size compiles again, a third number of rows does not."""
-    options = {"realize_opcount_threshold": 1000}  # no intermediate [n, V], however many operations share it
+def _compiled(function: Function, plan: Plan, tokens: int) -> Function:
+    options = {
+        "realize_opcount_threshold": 1000,  # no intermediate [n, V], however many operations share it,
+        "realize_reads_threshold": 1000,  # and however many columns it reads
+        "post_grad_custom_pre_pass": inlined(),
+        "cpp.enable_floating_point_contract_flag": "fast",  # a product and a sum in one instruction
+    }
     made: Function = torch.compile(  # type: ignore[call-overload]  # its overloads lack isolate_recompiles
         partial(function, plan), fullgraph=True, isolate_recompiles=True, options=options
     )
     return made
 
 
-def _any_rows(*trees: Any) -> None:
-    """Say that the first size of every tensor may be another next time."""
-    for leaf in torch.utils._pytree.tree_leaves(trees):
-        if isinstance(leaf, Tensor) and leaf.shape[0] > 1:
-            torch._dynamo.maybe_mark_dynamic(leaf, 0)
-
-
 EAGER = Runner(elementwise.forward, elementwise.backward, 2**17)
-COMPILED = Runner(_compiled_forward, _compiled_backward, 2**20)
+COMPILED = Runner(_compiled_forward, _compiled_backward, 2**62)
