@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from kedge.head import ANCHOR_OUTPUTS, Head, reduce, score_logits
+from kedge.head import ANCHOR_OUTPUTS, POLICY_OUTPUTS, Head, reduce, runner, score_logits
 from kedge.head.backend import RUNNERS
 from kedge.head.exponential import exponential, inlined
 from kedge.head.room import forget
@@ -51,7 +51,7 @@ def test_in_a_process_without_type_checks() -> None:
     environment = os.environ | {"KEDGE_TESTS_UNTYPED": "1"}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:]
-    assert "9 passed" in done.stdout
+    assert "11 passed" in done.stdout
 
 
 @inside
@@ -126,27 +126,42 @@ def test_other_numbers_of_rows_are_not_compiled_again(make_case: Callable[..., A
 
 
 @inside
-@pytest.mark.parametrize("variant", ["exact KL", "everything"])
+def test_every_set_of_outputs_that_pull_is_compiled_for_itself(make_case: Callable[..., Any]) -> None:
+    """The compiler gives a function up that it has had to compile eight times."""
+    case, before = make_case(rows=6, tokens=23), runner._compiled.cache_info().currsize
+    upstream, outputs = case.upstream, ["log_prob", "entropy"]
+    for pulling in outputs:
+        case.upstream = {pulling: upstream[pulling]}
+        case.reduce(outputs, backend="compiled", chunk_rows=6)
+    assert runner._compiled.cache_info().currsize == before + 3  # scores once, gradients twice
+
+
+@inside
+@pytest.mark.parametrize("variant", ["exact KL", "everything", "an anchor that trains"])
 def test_nothing_of_the_size_of_a_chunk_is_allocated_beside_it(variant: str) -> None:
     """The passes are fused: no [rows, V] intermediate. (A kernel is free to realise one; this one must not.)"""
     generator = torch.Generator().manual_seed(0)
     rows, chunk, tokens, width = 64, 48, 5000, 8  # two chunks, so that the compiler knows that rows vary
     hidden, reference = torch.randn(2, rows, width, generator=generator).unbind()
     weight, fixed = torch.randn(2, tokens, width, generator=generator).unbind()
-    exact = ["log_prob", "entropy", "reference.reverse_kl"]
-    more = ["log_normalizer", *(f"reference.{each}" for each in ANCHOR_OUTPUTS)]
-    everything = variant == "everything"
-    options = {"bias": torch.randn(tokens, generator=generator), "softcap": 3.0} if everything else {}
-    trained = [each.requires_grad_() for each in (hidden, weight)]
+    want = ["log_prob", "entropy", "reference.reverse_kl"]
+    options = {}
+    if variant == "everything":
+        want = [*POLICY_OUTPUTS, *(f"reference.{each}" for each in (*ANCHOR_OUTPUTS, "top_token"))]
+        options = {"bias": torch.randn(tokens, generator=generator), "softcap": 3.0}
+    both = variant == "an anchor that trains"
+    trained = [
+        each.requires_grad_() for each in ((hidden, weight, reference, fixed) if both else (hidden, weight))
+    ]
 
     def call() -> None:
         loss, _ = reduce(
             hidden,
             Head(weight, **options),
             torch.zeros(rows, dtype=torch.int64),
-            lambda scores, rows: sum(values.sum() for values in scores.values()),
+            lambda scores, rows: sum(values.sum() for values in scores.values() if values.requires_grad),
             anchors={"reference": (reference, Head(fixed, **options))},
-            want=exact + (more if everything else []),
+            want=want,
             backend="compiled",
             chunk_rows=chunk,
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from kedge.head import Head, reduce
+from kedge.head import Head, reduce, room
 from kedge.head.room import LEAST, UNUSED, forget, room_for
 
 PLAIN = torch.ones(1)
@@ -24,12 +24,17 @@ def nothing_kept() -> Iterator[None]:
     forget()
 
 
-def gradient(seed: int, width: int = 64) -> Tensor:
-    """Return the gradient of a head's weight, more than ``LEAST`` bytes."""
-    draw = torch.Generator().manual_seed(seed)
-    weight = torch.randn(8192, width, generator=draw, requires_grad=True)
+def sizes() -> list[int]:
+    """Return the bytes of each memory that is kept."""
+    return [each.storage.nbytes() for each in room._kept]
+
+
+def gradient(seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return the gradient of a head's weight, ``LEAST`` bytes at least."""
+    draw, width = torch.Generator().manual_seed(seed), 64
+    weight = torch.randn(8192, width, generator=draw).to(dtype).requires_grad_()
     loss, _ = reduce(
-        torch.randn(64, width, generator=draw), Head(weight), torch.arange(64),
+        torch.randn(64, width, generator=draw).to(dtype), Head(weight), torch.arange(64),
         lambda scores, rows: scores["log_prob"].sum(), want=["log_prob"], chunk_rows=32,
     )  # fmt: skip
     loss.backward()
@@ -50,16 +55,51 @@ def test_a_view_holds_it_as_well() -> None:
     assert view.tolist() == [7.0, 7.0, 7.0]
 
 
+def test_the_storage_alone_holds_it_as_well() -> None:
+    storage = room_for(PLAIN, (COUNT,), torch.float32).fill_(7.0).untyped_storage()
+    room_for(PLAIN, (COUNT,), torch.float32).zero_()
+    assert storage[:4].tolist() == torch.tensor([7.0]).view(torch.uint8).tolist()
+
+
+def test_what_another_process_may_hold_is_never_lent_again() -> None:
+    room_for(PLAIN, (COUNT,), torch.float32).share_memory_()
+    room_for(PLAIN, (COUNT,), torch.float32)
+    assert [each.storage.is_shared() for each in room._kept] == [False]
+
+
 def test_what_is_gone_is_lent_again() -> None:
-    place = gradient(0).data_ptr()
-    assert gradient(1).data_ptr() == place
+    gradient(0)
+    before = sizes()
+    gradient(1)
+    assert sizes() == before
+    assert {each.loan for each in room._kept} <= {room._loans, room._loans - 1}
 
 
 def test_memory_of_another_size_or_type_is_lent_up_to_half_empty() -> None:
-    place = room_for(PLAIN, (COUNT, 2), torch.float32).data_ptr()
-    assert room_for(PLAIN, (COUNT,), torch.float64).data_ptr() == place
-    assert room_for(PLAIN, (COUNT,), torch.float32).data_ptr() == place
-    assert room_for(PLAIN, (COUNT, 3), torch.float32).data_ptr() != place
+    room_for(PLAIN, (COUNT, 2), torch.float32)
+    for count, dtype in ((COUNT, torch.float64), (COUNT, torch.float32)):
+        room_for(PLAIN, (count,), dtype)
+    assert sizes() == [2 * LEAST]
+    room_for(PLAIN, (COUNT, 3), torch.float32)
+    assert sizes() == [2 * LEAST, 3 * LEAST]
+
+
+def test_a_gradient_has_memory_of_its_very_size() -> None:
+    """Whoever saves it saves its storage."""
+    room_for(PLAIN, (8192, 96), torch.float32)
+    found = gradient(0)
+    assert found.untyped_storage().nbytes() == found.nbytes
+    assert not found._is_view()
+
+
+def test_it_becomes_grad_without_a_copy() -> None:
+    found = gradient(0)
+    assert found.data_ptr() in [each.storage.data_ptr() for each in room._kept]
+
+
+def test_sums_that_are_cast_are_not_kept() -> None:
+    gradient(0, dtype=torch.bfloat16)
+    assert sizes() == [32 * 8192 * 4]  # the chunk's buffer
 
 
 def test_the_smallest_that_serves_is_lent() -> None:
@@ -70,27 +110,23 @@ def test_the_smallest_that_serves_is_lent() -> None:
 
 
 def test_what_serves_nobody_is_freed() -> None:
-    from kedge.head import room
-
     room_for(PLAIN, (8 * COUNT,), torch.float32)
     for _ in range(UNUSED):
         assert len(room._kept) <= 2
         room_for(PLAIN, (COUNT,), torch.float32)
-    assert [each.storage.nbytes() for each in room._kept] == [LEAST]
+    assert sizes() == [LEAST]
 
 
 def test_memory_lent_in_inference_mode_may_be_trained_in_afterwards() -> None:
     with torch.inference_mode():
-        place = room_for(PLAIN, (COUNT,), torch.float32).data_ptr()
+        room_for(PLAIN, (COUNT,), torch.float32)
     after = room_for(PLAIN, (COUNT,), torch.float32)
-    assert after.data_ptr() == place
+    assert sizes() == [LEAST]
     assert not after.is_inference()
-    after.zero_().requires_grad_()
+    (after.zero_().requires_grad_() * 2).sum().backward()
 
 
 def test_small_memory_and_what_a_mode_wants_to_see_are_left_to_pytorch() -> None:
-    from kedge.head import room
-
     room_for(PLAIN, (COUNT - 1,), torch.float32)
     with FlopCounterMode(display=False):
         room_for(PLAIN, (COUNT,), torch.float32)
@@ -103,11 +139,3 @@ def test_threads_do_not_share_a_chunk() -> None:
         for _ in range(5):
             for found, true in zip(pool.map(gradient, range(4)), truths, strict=True):
                 torch.testing.assert_close(found, true)
-
-
-def test_a_trained_weight_takes_its_gradient_as_any_other() -> None:
-    """As large memory as small, it becomes ``.grad`` without a copy, and is no view of anything."""
-    found = gradient(0)
-    assert found.is_contiguous()
-    assert not found._is_view()
-    assert found.untyped_storage().nbytes() == found.nbytes

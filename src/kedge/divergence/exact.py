@@ -56,7 +56,8 @@ def normalizer(logits: Float[Tensor, "*rows V"], maximum: Tensor | None = None) 
     if maximum is None:
         maximum = logits.amax(-1, keepdim=True)
     powers = (logits - maximum).exp()  # 1 at each maximum, and below 1 elsewhere
-    count, others = powers.floor().sum(-1, keepdim=True), powers.frac().sum(-1, keepdim=True)
+    whole = powers.floor()
+    count, others = whole.sum(-1, keepdim=True), (powers - whole).sum(-1, keepdim=True)
     return Normalizer(maximum, count.log() + (others / count).log1p())
 
 

@@ -113,7 +113,9 @@ def backward(
 
     ``run`` is ``overwrite``, or what does the same.
     """
-    chosen = {source: each.gather(-1, targets[:, None]) for source, each in logits.items()}
+    chosen: dict[str, Tensor] = {}
+    if any((source, "log_prob") in pulls for source in plan.moved):
+        chosen = {source: each.gather(-1, targets[:, None]) for source, each in logits.items()}
     at_targets = (run or overwrite)(plan, logits, chosen, normalizers, pulls)
     for source, gradient in at_targets.items():
         logits[source].scatter_(-1, targets[:, None], gradient)
@@ -128,13 +130,13 @@ def overwrite(
 ) -> dict[str, Tensor]:
     """Do what ``backward`` does, but at the targets; return what belongs there, [n, 1], where it is something else.
 
-    ``chosen`` are the logits of the targets, [n, 1]. Apart from these, which would be read and written by index, all
-    is one pass in place, once it is compiled.
+    ``chosen`` are the logits of the targets, [n, 1], if any log-probability pulls. These would be read and written by
+    index; the rest is one pass in place, once it is compiled (where a total variation pulls, after one of sums).
     """
     whole, column = _Block(logits, normalizers), _Block(chosen, normalizers)
     gradients, at_targets = {}, {}
     for source in plan.moved:
-        signs = [Signs.of(each) for each in whole.comparisons(source, pulls)]
+        signs = whole.signs(source, pulls)
         gradients[source] = whole.gradient(source, pulls, signs, at_targets=False)
         if (source, "log_prob") in pulls:
             at_targets[source] = column.gradient(source, pulls, signs, at_targets=True)
@@ -164,6 +166,7 @@ class _Block:
         self._logits, self._normalizers = logits, normalizers
         self._log_probs: dict[str, Tensor] = {}
         self._log_ratios: dict[str, Tensor] = {}
+        self._compared: dict[str, list[Comparison]] = {}
 
     def log_probs(self, source: str) -> Tensor:
         """Return the finite log-probabilities [n, V] of a source."""
@@ -204,15 +207,23 @@ class _Block:
     ) -> Tensor:
         """Return the gradient of a source's logits, as ``logit_gradient`` does."""
         own = {each: pulls.get((source, each)) for each in ("log_prob", "entropy", "log_normalizer")}
-        compared = self.comparisons(source, pulls)
+        compared = self._comparisons(source, pulls)
         return logit_gradient(self.log_probs(source), compared, signs, at_targets=at_targets, **own)
 
-    def comparisons(self, source: str, pulls: Mapping[Output, Pull]) -> list[Comparison]:
+    def signs(self, source: str, pulls: Mapping[Output, Pull]) -> list[Signs | None]:
+        """Return what the gradient needs of the whole vocabulary."""
+        return [Signs.of(each) for each in self._comparisons(source, pulls)]
+
+    def _comparisons(self, source: str, pulls: Mapping[Output, Pull]) -> list[Comparison]:
         """Return what a source is compared with by divergences that pull, seen from it."""
-        compared = dict.fromkeys(name for name, output in pulls if output in DIVERGENCES)
-        if source == POLICY:
-            return [self._comparison(name, pulls) for name in compared]
-        return [self._comparison(source, pulls).reversed()] if source in compared else []
+        if source not in self._compared:
+            compared = dict.fromkeys(name for name, output in pulls if output in DIVERGENCES)
+            if source == POLICY:
+                self._compared[source] = [self._comparison(name, pulls) for name in compared]
+            else:
+                seen = [self._comparison(source, pulls).reversed()] if source in compared else []
+                self._compared[source] = seen
+        return self._compared[source]
 
     def _comparison(self, source: str, pulls: Mapping[Output, Pull]) -> Comparison:
         return Comparison(

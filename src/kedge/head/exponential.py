@@ -49,8 +49,8 @@ def exponential(x: Tensor) -> Tensor:
     power = torch.full_like(r, _POLYNOMIAL[0])
     for coefficient in (*_POLYNOMIAL[1:], 1.0, 1.0):
         power = power * r + coefficient
-    scaled = power.view(torch.int32) + (shifted.view(torch.int32) << 23)  # the exponent's bits, and n more
-    return torch.where(x < -87.0, 0.0, scaled.view(torch.float32))
+    scale = ((shifted.view(torch.int32) + 127) << 23).view(torch.float32)  # 2ⁿ, by the bits of its exponent
+    return torch.where(x < -87.0, 0.0, power * scale)
 
 
 @cache

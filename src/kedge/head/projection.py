@@ -32,7 +32,7 @@ class Projection:
         rows = min(chunk_rows, self._hidden.shape[0])
         self._buffer = room_for(self._hidden, (rows, self._tokens), dtype)
         self._sums = [
-            room_for(tensor, tensor.shape, dtype) if needed else None
+            _room_for_sum(tensor, dtype) if needed else None
             for tensor, needed in zip(source_tensors(source), needs, strict=True)
         ]
         hidden_sum, _, *bias_sum = self._sums
@@ -77,6 +77,13 @@ class Projection:
         if weight_sum is not None:
             weight_sum[self._tokens if self._begun else 0 :].zero_()
         return list(self._sums)
+
+
+def _room_for_sum(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return room for the gradient of a tensor; that of another dtype, of which a copy leaves the head, is not kept."""
+    if tensor.dtype != dtype:
+        return tensor.new_empty(tensor.shape, dtype=dtype)
+    return room_for(tensor, tensor.shape, dtype, exact=True)
 
 
 def write_logits(source: Anchor, temperature: float, room: Tensor) -> Tensor:

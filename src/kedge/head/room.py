@@ -2,14 +2,14 @@
 
 A C library returns large memory to the system as soon as it is freed, and the system clears every page of it before
 it is touched again: 0.15 seconds a gigabyte, as long as some 60 billion operations of a product. On a CPU the head
-therefore keeps what it has allocated, and lends it again when no tensor uses it any more. A GPU's memory is kept by
+therefore keeps what it has allocated, and lends it again once nobody else holds it. A GPU's memory is kept by
 PyTorch itself.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 from threading import Lock
 
@@ -24,17 +24,20 @@ UNUSED = 32
 """Loans after which memory that served none of them is freed."""
 
 
-@dataclass
 class _Kept:
     """Memory, and the number of the last loan that it served."""
 
-    storage: UntypedStorage
-    loan: int
+    def __init__(self, size: int, loan: int) -> None:
+        self.storage = UntypedStorage(size, device="cpu")
+        self.loan = loan
+        self._alone = self._holders()
 
-    def serves(self, size: int) -> bool:
-        """Whether it is free, and large enough, but not much larger."""
-        held = self.storage.nbytes()
-        return size <= held <= 2 * size and torch._C._storage_Use_Count(self.storage._cdata) == 1
+    def serves(self, size: int, most: int) -> bool:
+        """Whether it is of a size between these, and neither a tensor nor anybody's variable nor a process holds it."""
+        return size <= self.storage.nbytes() <= most and self._holders() == self._alone
+
+    def _holders(self) -> tuple[int, int]:
+        return torch._C._storage_Use_Count(self.storage._cdata), sys.getrefcount(self.storage)
 
 
 _kept: list[_Kept] = []
@@ -42,41 +45,51 @@ _loans = 0
 _lock = Lock()
 
 
-def room_for(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def room_for(like: Tensor, shape: Sequence[int], dtype: torch.dtype, *, exact: bool = False) -> Tensor:
     """Return a tensor of arbitrary content on the device of another; once it is gone, its memory is lent again.
 
-    >>> first = room_for(torch.ones(1), (512, 1024), torch.float32)
-    >>> place = first.data_ptr()
-    >>> del first
-    >>> room_for(torch.ones(1), (1024, 512), torch.float32).data_ptr() == place
-    True
+    Args:
+        like: a tensor on that device.
+        shape: of the tensor.
+        dtype: of the tensor.
+        exact: whether it leaves the head, so that its memory must not be larger than it is; else up to twice as large.
+
+    >>> room_for(torch.ones(1), (512, 1024), torch.float32).shape
+    torch.Size([512, 1024])
     """
     size = prod(shape) * dtype.itemsize
     plain = type(like) in (Tensor, torch.nn.Parameter) and not is_in_torch_dispatch_mode()
     if size < LEAST or like.device.type != "cpu" or not plain:
         return like.new_empty(shape, dtype=dtype)
+    strides = torch.empty(shape, device="meta").stride()
     with _lock:
-        storage = _lend(size)
-        strides = torch.empty(shape, device="meta").stride()
+        storage = _lend(size, size if exact else 2 * size)
         return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, torch.Size(shape), strides)
 
 
 def forget() -> None:
-    """Free all memory that no tensor uses."""
+    """Free all memory that nobody else holds."""
     with _lock:
         _kept.clear()
 
 
-def _lend(size: int) -> UntypedStorage:
-    """Choose the smallest that serves, or make a new one; drop what has not been used for long."""
+def _lend(size: int, most: int) -> UntypedStorage:
+    """Choose the smallest that serves, or make a new one; let go what has served nobody for long, or is shared."""
     global _loans
     _loans += 1
-    chosen = min(
-        (each for each in _kept if each.serves(size)), key=lambda each: each.storage.nbytes(), default=None
-    )
+    _kept[:] = [each for each in _kept if _loans - each.loan < UNUSED and not each.storage.is_shared()]
+    serving = (each for each in _kept if each.serves(size, most))
+    chosen = min(serving, key=lambda each: each.storage.nbytes(), default=None)
     if chosen is None:
-        chosen = _Kept(UntypedStorage(size, device="cpu"), _loans)
+        chosen = _new(size)
         _kept.append(chosen)
     chosen.loan = _loans
-    _kept[:] = [each for each in _kept if _loans - each.loan < UNUSED]
     return chosen.storage
+
+
+def _new(size: int) -> _Kept:
+    try:
+        return _Kept(size, _loans)
+    except RuntimeError:  # no memory: what is kept for later is not worth an error
+        _kept.clear()
+        return _Kept(size, _loans)

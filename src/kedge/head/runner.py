@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from kedge.head import elementwise
 from kedge.head.elementwise import Plan
 from kedge.head.exponential import inlined
+from kedge.head.gradients import Pull
+from kedge.head.request import Output
 
 Function = Callable[..., Any]
 
@@ -46,18 +48,33 @@ def _compiled_forward(plan: Plan, products: Any, biases: Any, targets: Tensor) -
 
 
 def _compiled_backward(plan: Plan, *tensors: Any) -> None:
-    elementwise.backward(plan, *tensors, run=partial(_run_compiled, elementwise.overwrite))
+    elementwise.backward(plan, *tensors, run=_compiled_overwrite)
+
+
+def _compiled_overwrite(
+    plan: Plan, logits: Any, chosen: Any, normalizers: Any, pulls: Mapping[Output, Pull]
+) -> Any:
+    plan = replace(plan, wanted=tuple(pulls))  # each set of outputs that pull is compiled for itself
+    return _run_compiled(elementwise.overwrite, plan, logits, chosen, normalizers, pulls)
 
 
 def _run_compiled(function: Function, plan: Plan, logits: Mapping[str, Tensor], *others: Any) -> Any:
     """Run a function of ``elementwise``, compiled for a plan and a vocabulary, whatever the number of rows."""
     rows, tokens = next(iter(logits.values())).shape if logits else (0, 0)
-    for leaf in torch.utils._pytree.tree_leaves((logits, others)):
-        if isinstance(leaf, Tensor) and leaf.shape[0] == rows > 1:
+    for leaf in _tensors((logits, others)):
+        if leaf.shape[0] == rows > 1:
             torch._dynamo.maybe_mark_dynamic(leaf, 0)
     for each in logits.values():
         torch._dynamo.mark_static(each, 1)
     return _compiled(function, plan, tokens)(logits, *others)
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    for leaf in torch.utils._pytree.tree_leaves(tree):
+        if isinstance(leaf, Pull):
+            yield from (leaf.gradient, leaf.value)
+        elif isinstance(leaf, Tensor):
+            yield leaf
 
 
 @cache
