@@ -100,27 +100,6 @@ def score(
     return normalizers, {output: block.score(*output, targets) for output in plan.wanted}
 
 
-def backward(
-    plan: Plan,
-    logits: Mapping[str, Tensor],
-    normalizers: Normalizers,
-    targets: Tensor,
-    pulls: Mapping[Output, Pull],
-    *,
-    run: Callable[..., dict[str, Tensor]] | None = None,
-) -> None:
-    """Overwrite the logits of every source that is moved with the gradient of its h Wᵀ + b.
-
-    ``run`` is ``overwrite``, or what does the same.
-    """
-    chosen: dict[str, Tensor] = {}
-    if any((source, "log_prob") in pulls for source in plan.moved):
-        chosen = {source: each.gather(-1, targets[:, None]) for source, each in logits.items()}
-    at_targets = (run or overwrite)(plan, logits, chosen, normalizers, pulls)
-    for source, gradient in at_targets.items():
-        logits[source].scatter_(-1, targets[:, None], gradient)
-
-
 def overwrite(
     plan: Plan,
     logits: Mapping[str, Tensor],
@@ -146,6 +125,27 @@ def overwrite(
         if source in at_targets:
             at_targets[source] = made.pull_back(at_targets[source], chosen[source])
     return at_targets
+
+
+def backward(
+    plan: Plan,
+    logits: Mapping[str, Tensor],
+    normalizers: Normalizers,
+    targets: Tensor,
+    pulls: Mapping[Output, Pull],
+    *,
+    run: Callable[..., dict[str, Tensor]] = overwrite,
+) -> None:
+    """Overwrite the logits of every source that is moved with the gradient of its h Wᵀ + b.
+
+    ``run`` is ``overwrite``, or what does the same.
+    """
+    chosen: dict[str, Tensor] = {}
+    if any((source, "log_prob") in pulls for source in plan.moved):
+        chosen = {source: each.gather(-1, targets[:, None]) for source, each in logits.items()}
+    at_targets = run(plan, logits, chosen, normalizers, pulls)
+    for source, gradient in at_targets.items():
+        logits[source].scatter_(-1, targets[:, None], gradient)
 
 
 def _maximum(logits: Tensor) -> Tensor:

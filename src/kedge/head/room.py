@@ -1,4 +1,4 @@
-"""Memory for chunks of logits and for summed gradients, which the next call finds again.
+"""Large memory on a CPU, which the head lends to its next call instead of freeing it.
 
 A C library returns large memory to the system as soon as it is freed, and the system clears every page of it before
 it is touched again: 0.15 seconds a gigabyte, as long as some 60 billion operations of a product. On a CPU the head

@@ -60,7 +60,7 @@ def _compiled_overwrite(
 
 def _run_compiled(function: Function, plan: Plan, logits: Mapping[str, Tensor], *others: Any) -> Any:
     """Run a function of ``elementwise``, compiled for a plan and a vocabulary, whatever the number of rows."""
-    rows, tokens = next(iter(logits.values())).shape if logits else (0, 0)
+    rows, tokens = next(iter(logits.values())).shape
     for leaf in _tensors((logits, others)):
         if leaf.shape[0] == rows > 1:
             torch._dynamo.maybe_mark_dynamic(leaf, 0)
