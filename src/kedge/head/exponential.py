@@ -1,13 +1,10 @@
 """The exponential of compiled code on a CPU: one expression, where torch's compiler would call a library's function.
 
 The call costs more than the arithmetic: it empties all vector registers, at each of five exponentials in a pair of
-logits. The compiler is therefore given a pass that puts the expression in the function's place.
+logits. ``kedge.head.compiler`` puts the expression in the function's place.
 """
 
 from __future__ import annotations
-
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,37 +48,3 @@ def exponential(x: Tensor) -> Tensor:
         power = power * r + coefficient
     scale = ((shifted.view(torch.int32) + 127) << 23).view(torch.float32)  # 2ⁿ, by the bits of its exponent
     return torch.where(x < -87.0, 0.0, power * scale)
-
-
-@cache
-def inlined() -> Any:
-    """Return the compiler's pass, as its option ``post_grad_custom_pre_pass`` takes it."""
-    from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
-    from torch._inductor.pattern_matcher import (
-        Arg,
-        CallFunction,
-        Match,
-        PatternMatcherPass,
-        register_graph_pattern,
-    )
-
-    patterns = PatternMatcherPass()
-
-    def suits(match: Match) -> bool:
-        value = match.output_node().meta["val"]
-        return bool(value.dtype == torch.float32 and value.device.type == "cpu")
-
-    pattern = CallFunction(torch.ops.aten.exp.default, Arg())
-
-    @register_graph_pattern(pattern, extra_check=suits, pass_dict=patterns)
-    def put_in_place(match: Match, x: Any) -> None:
-        match.replace_by_example(exponential, [x])
-
-    class Inlined(CustomGraphPass):
-        def __call__(self, graph: torch.fx.Graph) -> None:
-            patterns.apply(graph)
-
-        def uuid(self) -> bytes:
-            return get_hash_for_files((__file__,))
-
-    return Inlined()

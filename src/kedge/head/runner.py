@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from kedge.head import elementwise
+from kedge.head.compiler import rewriting
 from kedge.head.elementwise import Plan
-from kedge.head.exponential import inlined
 from kedge.head.gradients import Pull
 from kedge.head.request import Output
 
@@ -82,7 +82,7 @@ def _compiled(function: Function, plan: Plan, tokens: int) -> Function:
     options = {
         "realize_opcount_threshold": 1000,  # no intermediate [n, V], however many operations share it,
         "realize_reads_threshold": 1000,  # and however many columns it reads
-        "post_grad_custom_pre_pass": inlined(),
+        "post_grad_custom_pre_pass": rewriting(),
         "cpp.enable_floating_point_contract_flag": "fast",  # a product and a sum in one instruction
     }
     made: Function = torch.compile(  # type: ignore[call-overload]  # its overloads lack isolate_recompiles
