@@ -106,7 +106,7 @@ def test_logits_in_hand(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> 
 
 
 @inside
-def test_an_exponential_is_put_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exponential_is_put_in_place() -> None:
     """In float32 alone; the numbers say which one was at work, for the two differ in the last place here and there."""
     x = torch.linspace(-20.0, 0.0, 4096)
     compiled = torch.compile(lambda x: x.exp(), options={"post_grad_custom_pre_pass": rewriting()})
