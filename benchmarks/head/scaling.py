@@ -16,6 +16,7 @@ from benchmarks.head.inputs import Inputs, Size, make_inputs
 from benchmarks.head.memory import Peak, peak_in_a_process, peak_on_gpu
 from benchmarks.head.timing import FAILURES, timed, warm
 from kedge.head import default_chunk_rows
+from kedge.head.projection import GATHERED
 
 REPEATS = 7
 
@@ -77,7 +78,7 @@ def _seconds(contender: Contender, inputs: Inputs, say: Callable[[str], None]) -
 
 
 def scaling_goals(points: list[Point], limits: dict[str, float | None]) -> Iterator[Goal]:
-    """Ask that time is proportional (the exponent is 1) and that memory is flat in N from one whole chunk on."""
+    """Ask that time is proportional (the exponent is 1) and that memory is flat in N from a whole buffer on."""
     for along in ("N", "V"):
         mine = [point for point in points if point.along == along and "kedge" in point.contender]
         where = f"over {along}: " + ", ".join(str(_x(point)) for point in mine)
@@ -85,7 +86,7 @@ def scaling_goals(points: list[Point], limits: dict[str, float | None]) -> Itera
         figure = None if slope is None else abs(slope - 1)
         what = "time" if slope is None else f"time ∝ {along}^{slope:.3f}; distance of the exponent from 1"
         yield Goal("scaling/time", where, what, figure, limits.get("scaling/time"))
-    what = "growth of incremental memory beyond dh, from a whole chunk to the most tokens"
+    what = "growth of incremental memory beyond dh, from a whole buffer to the most tokens"
     yield Goal("scaling/memory", "over N", what, _growth(points), limits.get("scaling/memory"))
 
 
@@ -109,7 +110,7 @@ def _growth(points: list[Point]) -> float | None:
         if point.along == "N"
         and "kedge" in point.contender
         and point.peak is not None
-        and point.size.rows >= default_chunk_rows(point.size.tokens)
+        and point.size.rows >= GATHERED * default_chunk_rows(point.size.tokens)
     ]
     if len(mine) < 2:
         return None

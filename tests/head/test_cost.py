@@ -85,9 +85,10 @@ EVERYTHING = {"log_prob", "entropy", "log_normalizer"} | {
 
 
 @pytest.mark.parametrize("spend", [spend_score, spend_reduce])
-def test_at_most_a_chunk_of_logits_exists(spend: Any) -> None:
+def test_at_most_two_chunks_of_logits_exist_and_one_of_a_frozen_head(spend: Any) -> None:
     assert N * V > 4 * CHUNK * V
-    assert spend(EVERYTHING).largest == CHUNK * V
+    assert spend(EVERYTHING).largest == 2 * CHUNK * V
+    assert spend(EVERYTHING, train_head=False).largest == CHUNK * V
     with ledger() as dense:
         score(**inputs(), want={"log_prob"}, backend="dense")
     assert dense.largest == N * V

@@ -21,7 +21,7 @@ ALONE, COMPARED = {"log_prob"}, {"log_prob", "entropy", "reference.reverse_kl", 
 
 def persistent(*, sources: int, train_head: bool, half: bool) -> int:
     """Bytes of what lives through the call: logits, copies of half-precision weights, summed gradients."""
-    logits, copies = sources * CHUNK * V, half * sources * V * H
+    logits, copies = (sources + train_head) * CHUNK * V, half * sources * V * H
     sums = train_head * V * H + N * H
     return 4 * (logits + copies + sums)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from kedge.head import products
-from kedge.head.products import WORTH, multiply, onednn
+from kedge.head.products import LONG, WORTH, multiply, onednn
 
 SIDE = round(WORTH ** (1 / 3)) + 1
 """Of matrices that are worth the faster library."""
@@ -47,6 +47,18 @@ def test_products_are_right_to_float32(
     added = multiply(left, right, before.clone(), add=True)
     torch.testing.assert_close(found.double(), truth, rtol=0, atol=1e-4)
     torch.testing.assert_close(added.double(), before.double() + truth, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("columns", [256, 257])
+def test_small_results_of_long_sums(columns: int) -> None:
+    """One is made transposed, the other, whose rows do not begin where vectors do, as it stands."""
+    left, right = normal(384, LONG), normal(LONG, columns)
+    truth = left.double() @ right.double()
+    found = multiply(left, right, torch.full((384, columns), torch.nan))
+    added = multiply(left, right, torch.ones(384, columns), add=True)
+    torch.testing.assert_close(found.double(), truth, rtol=0, atol=2e-3)
+    torch.testing.assert_close(added.double(), truth + 1, rtol=0, atol=2e-3)
+    assert torch.equal(multiply(left, right, torch.empty_like(found)), found)
 
 
 @pytest.mark.parametrize("shape", [(1, 3000, 2000), (2000, 3000, 1), (2000, 1, 3000)])

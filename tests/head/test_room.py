@@ -80,8 +80,24 @@ def test_memory_of_another_size_or_type_is_lent_up_to_half_empty() -> None:
     for count, dtype in ((COUNT, torch.float64), (COUNT, torch.float32)):
         room_for(PLAIN, (count,), dtype)
     assert sizes() == [2 * LEAST]
-    room_for(PLAIN, (COUNT, 3), torch.float32)
+    room_for(PLAIN, (COUNT, 5), torch.float32)
+    assert sizes() == [2 * LEAST, 5 * LEAST]
+
+
+def test_new_memory_takes_the_place_of_one_that_it_serves_for() -> None:
+    room_for(PLAIN, (COUNT, 2), torch.float32)
+    held = room_for(PLAIN, (COUNT, 2), torch.float32)
+    room_for(PLAIN, (COUNT, 3), torch.float32)  # nobody's to give: the only one is held
     assert sizes() == [2 * LEAST, 3 * LEAST]
+    del held
+    room_for(
+        PLAIN, (COUNT, 4), torch.float32, exact=True
+    )  # a gradient's: it serves for no buffer but its own
+    assert sizes() == [2 * LEAST, 3 * LEAST, 4 * LEAST]
+    forget()
+    room_for(PLAIN, (COUNT, 2), torch.float32)
+    room_for(PLAIN, (COUNT, 4), torch.float32)
+    assert sizes() == [4 * LEAST]
 
 
 def test_a_gradient_has_memory_of_its_very_size() -> None:
@@ -99,7 +115,7 @@ def test_it_becomes_grad_without_a_copy() -> None:
 
 def test_sums_that_are_cast_are_not_kept() -> None:
     gradient(0, dtype=torch.bfloat16)
-    assert sizes() == [32 * 8192 * 4]  # the chunk's buffer
+    assert sizes() == [2 * 32 * 8192 * 4]  # the buffer of two chunks
 
 
 def test_the_smallest_that_serves_is_lent() -> None:

@@ -36,6 +36,10 @@ class _Kept:
         """Whether it is of a size between these, and neither a tensor nor anybody's variable nor a process holds it."""
         return size <= self.storage.nbytes() <= most and self._holders() == self._alone
 
+    def gives_way(self, size: int) -> bool:
+        """Whether memory of this size would serve whatever it could be lent for, and nobody holds it."""
+        return self.serves(-(-size // 2), size - 1)
+
     def _holders(self) -> tuple[int, int]:
         return torch._C._storage_Use_Count(self.storage._cdata), sys.getrefcount(self.storage)
 
@@ -63,7 +67,7 @@ def room_for(like: Tensor, shape: Sequence[int], dtype: torch.dtype, *, exact: b
         return like.new_empty(shape, dtype=dtype)
     strides = torch.empty(shape, device="meta").stride()
     with _lock:
-        storage = _lend(size, size if exact else 2 * size)
+        storage = _lend(size, exact)
         return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, torch.Size(shape), strides)
 
 
@@ -73,14 +77,22 @@ def forget() -> None:
         _kept.clear()
 
 
-def _lend(size: int, most: int) -> UntypedStorage:
-    """Choose the smallest that serves, or make a new one; let go what has served nobody for long, or is shared."""
+def _lend(size: int, exact: bool) -> UntypedStorage:
+    """Choose the smallest that serves, or make a new one; let go what has served nobody for long, or is shared.
+
+    A new one takes the place of one a little smaller: two chunks' gradients need more than one chunk's scores.
+    """
     global _loans
     _loans += 1
     _kept[:] = [each for each in _kept if _loans - each.loan < UNUSED and not each.storage.is_shared()]
+    most = size if exact else 2 * size
     serving = (each for each in _kept if each.serves(size, most))
     chosen = min(serving, key=lambda each: each.storage.nbytes(), default=None)
     if chosen is None:
+        place = None if exact else next((each for each in _kept if each.gives_way(size)), None)
+        if place is not None:
+            _kept.remove(place)
+            del place
         chosen = _new(size)
         _kept.append(chosen)
     chosen.loan = _loans
