@@ -1,6 +1,6 @@
 """The figure of docs/head.md, from a benchmark's JSON: time and memory over tokens and over the vocabulary.
 
-python -m benchmarks.head.plot benchmarks/results/head-cpu-65536.json docs/images/head-scaling.svg
+python -m benchmarks.head.plot benchmarks/results/head-cpu.json docs/images/head-scaling.svg
 """
 
 from __future__ import annotations
