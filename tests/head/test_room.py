@@ -90,9 +90,7 @@ def test_new_memory_takes_the_place_of_one_that_it_serves_for() -> None:
     room_for(PLAIN, (COUNT, 3), torch.float32)  # nobody's to give: the only one is held
     assert sizes() == [2 * LEAST, 3 * LEAST]
     del held
-    room_for(
-        PLAIN, (COUNT, 4), torch.float32, exact=True
-    )  # a gradient's: it serves for no buffer but its own
+    room_for(PLAIN, (COUNT, 4), torch.float32, exact=True)  # a gradient's: no buffer goes for it
     assert sizes() == [2 * LEAST, 3 * LEAST, 4 * LEAST]
     forget()
     room_for(PLAIN, (COUNT, 2), torch.float32)

@@ -63,4 +63,4 @@ class ComputeConfig(Section):
     seconds at the start; when left out, on a CPU where the stage makes more than ten billion logits. GPUs have kernels
     of their own, which true replaces."""
     head_chunk_rows: Positive | None = None
-    """Rows of logits that exist at a time; chosen by shape when left out."""
+    """Rows of logits made at a time; chosen by shape when left out."""
