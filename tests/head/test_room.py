@@ -100,7 +100,8 @@ def test_new_memory_takes_the_place_of_one_that_it_serves_for() -> None:
 
 def test_a_gradient_has_memory_of_its_very_size() -> None:
     """Whoever saves it saves its storage."""
-    room_for(PLAIN, (8192, 96), torch.float32)
+    lent = [room_for(PLAIN, (8192, 96), torch.float32) for _ in range(2)]
+    del lent  # one serves as the buffer of logits, and the other is there
     found = gradient(0)
     assert found.untyped_storage().nbytes() == found.nbytes
     assert not found._is_view()
