@@ -170,30 +170,12 @@ def pull_rows(
     row = tl.program_id(0).to(tl.int64)
     p_start = p_logits + row * p_stride
     p_top, p_rest = tl.load(p_maximum + row), tl.load(p_log_sum + row)
+    p_sides, q_sides, target = None, None, None  # where nothing asks for them
     if q_logits is not None:
         q_start = q_logits + row * q_stride
         q_top, q_rest = tl.load(q_maximum + row), tl.load(q_log_sum + row)
     if total_variation is not None:
-        p_above = tl.full((), 0.0, tl.float32)  # Σ p where p > q
-        p_below = tl.full((), 0.0, tl.float32)  # Σ p where p < q
-        p_level = tl.full((), 0.0, tl.float32)
-        q_above = tl.full((), 0.0, tl.float32)  # Σ q where q > p
-        q_below = tl.full((), 0.0, tl.float32)
-        q_level = tl.full((), 0.0, tl.float32)
-        for first in range(0, tokens, BLOCK):
-            columns = first + tl.arange(0, BLOCK)
-            inside = columns < tokens
-            p_logit, q_logit = _read(p_start, columns, inside), _read(q_start, columns, inside)
-            x = _log_ratio(p_logit, p_top, p_rest, q_logit, q_top, q_rest)
-            p = tl.exp((p_logit - p_top) - p_rest)
-            q = tl.exp((q_logit - q_top) - q_rest)
-            p_above += tl.sum(tl.where(x < 0, p, 0.0), 0)
-            p_below += tl.sum(tl.where(x > 0, p, 0.0), 0)
-            p_level += tl.sum(tl.where(x == 0, p, 0.0), 0)
-            q_above += tl.sum(tl.where(x > 0, q, 0.0), 0)
-            q_below += tl.sum(tl.where(x < 0, q, 0.0), 0)
-            q_level += tl.sum(tl.where(x == 0, q, 0.0), 0)
-        half = 0.5 * tl.load(total_variation + row)
+        p_sides, q_sides = _sides(p_start, p_top, p_rest, q_start, q_top, q_rest, tokens, BLOCK)
     if p_log_prob is not None or q_log_prob is not None:
         target = tl.load(targets + row)
     for first in range(0, tokens, BLOCK):
@@ -201,50 +183,89 @@ def pull_rows(
         inside = columns < tokens
         p_logit = _read(p_start, columns, inside)
         log_p = (p_logit - p_top) - p_rest
-        p = tl.exp(log_p)
         if q_logits is not None:
             q_logit = _read(q_start, columns, inside)
-            q = tl.exp((q_logit - q_top) - q_rest)
-            x = _log_ratio(p_logit, p_top, p_rest, q_logit, q_top, q_rest)
-            difference = tl.maximum(p, q) * _expm1(-tl.abs(x)) * _sign(x)
-        if p_gradient is not None:
-            bracket = tl.zeros((BLOCK,), tl.float32)
-            if p_constant is not None:
-                bracket += tl.load(p_constant + row)
-            if p_entropy is not None:
-                bracket -= tl.load(p_entropy + row) * log_p
-            if reverse_kl is not None:
-                bracket -= tl.load(reverse_kl + row) * x
-            if total_variation is not None:
-                bracket += half * _less_mean(-x, p_above, p_below, p_level)
-            gradient = p * bracket
-            if forward_kl is not None:
-                gradient += tl.load(forward_kl + row) * difference
-            if p_log_prob is not None:
-                gradient += tl.load(p_log_prob + row) * _below_target(columns == target, log_p)
-            gradient *= _slope(p_logit, p_factor, p_outer, P_CAPPED)
-            p_place = p_gradient + row * p_gradient_stride + columns
-            if ADD:
-                gradient += tl.load(p_place, mask=inside, other=0.0)
-            tl.store(p_place, gradient, mask=inside)
-        if q_gradient is not None:
             log_q = (q_logit - q_top) - q_rest
-            bracket = tl.zeros((BLOCK,), tl.float32)
-            if q_constant is not None:
-                bracket += tl.load(q_constant + row)
-            if q_entropy is not None:
-                bracket -= tl.load(q_entropy + row) * log_q
-            if forward_kl is not None:
-                bracket += tl.load(forward_kl + row) * x
-            if total_variation is not None:
-                bracket += half * _less_mean(x, q_above, q_below, q_level)
-            gradient = q * bracket
-            if reverse_kl is not None:
-                gradient -= tl.load(reverse_kl + row) * difference
-            if q_log_prob is not None:
-                gradient += tl.load(q_log_prob + row) * _below_target(columns == target, log_q)
-            gradient *= _slope(q_logit, q_factor, q_outer, Q_CAPPED)
+            x = _log_ratio(p_logit, p_top, p_rest, q_logit, q_top, q_rest)
+            difference = tl.maximum(tl.exp(log_p), tl.exp(log_q)) * _expm1(-tl.abs(x)) * _sign(x)
+        else:
+            x, difference = None, None
+        if p_gradient is not None:
+            gradient = _pulled(
+                row, columns, target, log_p, x, difference,
+                p_constant, p_entropy, p_log_prob, reverse_kl, forward_kl, total_variation, p_sides,
+            ) * _slope(p_logit, p_factor, p_outer, P_CAPPED)  # fmt: skip
+            place = p_gradient + row * p_gradient_stride + columns
+            if ADD:
+                gradient += tl.load(place, mask=inside, other=0.0)
+            tl.store(place, gradient, mask=inside)
+        if q_gradient is not None:
+            gradient = _pulled(
+                row, columns, target, log_q, -x, -difference,
+                q_constant, q_entropy, q_log_prob, forward_kl, reverse_kl, total_variation, q_sides,
+            ) * _slope(q_logit, q_factor, q_outer, Q_CAPPED)  # fmt: skip
             tl.store(q_gradient + row * q_gradient_stride + columns, gradient, mask=inside)
+
+
+@triton.jit
+@no_type_check
+def _pulled(
+    row,
+    columns,
+    target,
+    log_p,
+    x,
+    difference,
+    constant,
+    entropy,
+    log_prob,
+    outward,
+    inward,
+    total_variation,
+    sides,
+):
+    """Return dp of ``pull_rows``, with ``difference`` = p − q, by the logits; the same serves q, from its side."""
+    bracket = tl.zeros_like(log_p)
+    if constant is not None:
+        bracket += tl.load(constant + row)
+    if entropy is not None:
+        bracket -= tl.load(entropy + row) * log_p
+    if outward is not None:
+        bracket -= tl.load(outward + row) * x
+    if total_variation is not None:
+        bracket += 0.5 * tl.load(total_variation + row) * _less_mean(-x, sides)
+    gradient = tl.exp(log_p) * bracket
+    if inward is not None:
+        gradient += tl.load(inward + row) * difference
+    if log_prob is not None:
+        gradient += tl.load(log_prob + row) * _below_target(columns == target, log_p)
+    return gradient
+
+
+@triton.jit
+@no_type_check
+def _sides(p_start, p_top, p_rest, q_start, q_top, q_rest, tokens, BLOCK: tl.constexpr):
+    """Return Σ p where p > q, p < q, p = q, and Σ q where q > p, q < p, q = p, of a row."""
+    p_above = tl.full((), 0.0, tl.float32)
+    p_below = tl.full((), 0.0, tl.float32)
+    p_level = tl.full((), 0.0, tl.float32)
+    q_above = tl.full((), 0.0, tl.float32)
+    q_below = tl.full((), 0.0, tl.float32)
+    q_level = tl.full((), 0.0, tl.float32)
+    for first in range(0, tokens, BLOCK):
+        columns = first + tl.arange(0, BLOCK)
+        inside = columns < tokens
+        p_logit, q_logit = _read(p_start, columns, inside), _read(q_start, columns, inside)
+        x = _log_ratio(p_logit, p_top, p_rest, q_logit, q_top, q_rest)
+        p = tl.exp((p_logit - p_top) - p_rest)
+        q = tl.exp((q_logit - q_top) - q_rest)
+        p_above += tl.sum(tl.where(x < 0, p, 0.0), 0)
+        p_below += tl.sum(tl.where(x > 0, p, 0.0), 0)
+        p_level += tl.sum(tl.where(x == 0, p, 0.0), 0)
+        q_above += tl.sum(tl.where(x > 0, q, 0.0), 0)
+        q_below += tl.sum(tl.where(x < 0, q, 0.0), 0)
+        q_level += tl.sum(tl.where(x == 0, q, 0.0), 0)
+    return (p_above, p_below, p_level), (q_above, q_below, q_level)
 
 
 @triton.jit
@@ -284,8 +305,9 @@ def _log_ratio(p_logit, p_top, p_rest, q_logit, q_top, q_rest):
 
 @triton.jit
 @no_type_check
-def _less_mean(x, above, below, level):
+def _less_mean(x, sides):
     """Return s − Σ p·s with s = sign(x), from Σ p over s = 1, −1, 0, of which none is subtracted from 1."""
+    above, below, level = sides
     return tl.where(x > 0, 2.0 * below + level, tl.where(x < 0, -2.0 * above - level, below - above))
 
 
