@@ -39,10 +39,12 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> 
     operations (torch's FLOP counter is one). Equal calls give equal bits: what is taken follows from processor, shapes
     and dtype alone.
 
+    Factors in bfloat16 and a float32 ``out`` are multiplied as they are on a GPU, and never rounded on the way.
+
     Args:
         left: [M, K], any strides.
         right: [K, N], any strides, of the same dtype.
-        out: [M, N], of that dtype; contiguous, for the faster product.
+        out: [M, N], of that dtype, or float32 for factors in bfloat16; contiguous, for the faster product.
         add: whether to add.
 
     Returns:
@@ -56,7 +58,9 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> 
     >>> multiply(a, b, out).item(), multiply(a, b, out, add=True).item()
     (11.0, 22.0)
     """
-    if _worth(left, right, out) and reachable(left, right, out) and (fast := onednn()) is not None:
+    if left.dtype != out.dtype:
+        _widened(left, right, out, add)
+    elif _worth(left, right, out) and reachable(left, right, out) and (fast := onednn()) is not None:
         if add or not _better_turned(left, out):
             fast(left, right, out, add)
         else:
@@ -68,6 +72,15 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> 
     else:
         torch.mm(left, right, out=out)
     return out
+
+
+def _widened(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
+    if left.device.type != "cuda":  # has no product of this kind
+        multiply(left.to(out.dtype), right.to(out.dtype), out, add=add)
+    elif add:
+        torch.addmm(out, left, right, out_dtype=out.dtype, out=out)
+    else:
+        torch.mm(left, right, out_dtype=out.dtype, out=out)
 
 
 def reachable(*tensors: Tensor) -> bool:

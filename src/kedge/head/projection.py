@@ -16,12 +16,19 @@ from kedge.head.types import Anchor
 GATHERED = 2
 """Chunks on a CPU whose gradients go back in one product: each reads and writes the whole gradient of the weight."""
 
+SLAB_ROWS = 4096
+"""About how many rows' gradients of a bfloat16 head go back in one product on a GPU, for the same reason."""
+
 
 class Projection:
     """The matrix products of a chunk: hidden states to logits, the logits' gradient back to the parameters.
 
-    Where a weight trains on a CPU, the buffer has room for two chunks: gradients stay where the logits were, and
-    those of both meet weight and hidden states together.
+    Where a weight trains, the gradients of several chunks wait, and meet weight and hidden states together. On a CPU
+    they wait where the logits were, in a buffer with room for two chunks.
+
+    A bfloat16 head on a GPU is never converted: factors are bfloat16, products and sums float32. The gradients wait
+    rounded to bfloat16, in memory of their own; that costs 0.2 % of an entry and no bias. float16 has too narrow
+    a range for it, gradients of a loss that is a mean over many tokens would vanish: such heads become float32.
 
     Args:
         source: hidden states and head.
@@ -33,12 +40,17 @@ class Projection:
     def __init__(self, source: Anchor, dtype: torch.dtype, chunk_rows: int, needs: Sequence[bool]) -> None:
         self._hidden, head = source
         self._tokens = head.tokens
-        self._weight = head.weight[: self._tokens].to(dtype)
+        device, count = self._hidden.device.type, self._hidden.shape[0]
+        rows, apart = min(chunk_rows, count), suits(device, {self._hidden.dtype, head.weight.dtype}, dtype)
+        self._factor = torch.bfloat16 if apart else dtype
+        self._weight = head.weight[: self._tokens].to(self._factor)
         self.bias = None if head.bias is None else head.bias[: self._tokens].to(dtype)
-        gathered = GATHERED if needs[1] and self._hidden.device.type == "cpu" else 1
-        rows = min(gathered * chunk_rows, self._hidden.shape[0])
-        self._buffer = room_for(self._hidden, (rows, self._tokens), dtype)
-        self._gathered = slice(0, 0)  # the rows whose gradients are in the buffer, from its first row on
+        waiting = min(_chunks_that_wait(device, rows, apart) if needs[1] else rows, count)
+        self._buffer = room_for(self._hidden, (rows if apart else waiting, self._tokens), dtype)
+        self._gradients = self._buffer
+        if apart:
+            self._gradients = self._hidden.new_empty((waiting if any(needs) else 0, self._tokens))
+        self._waiting = slice(0, 0)  # the rows whose gradients wait, from the first row of their memory on
         self._sums = [
             _room_for_sum(tensor, dtype) if needed else None
             for tensor, needed in zip(source_tensors(source), needs, strict=True)
@@ -56,35 +68,39 @@ class Projection:
         return any(total is not None for total in self._sums)
 
     def load(self, rows: slice) -> None:
-        """Put h Wᵀ of these rows, [n, V], into the buffer, behind the gradients that wait there."""
-        if rows.start != self._gathered.stop or rows.stop - self._gathered.start > len(self._buffer):
+        """Make the logits h Wᵀ of these rows, [n, V], without touching the gradients that wait."""
+        if rows.start != self._waiting.stop or rows.stop - self._waiting.start > len(self._gradients):
             self._carry_back()
-            self._gathered = slice(rows.start, rows.start)
-        hidden = self._hidden[rows].to(self._weight.dtype)
-        place = rows.start - self._gathered.start
-        self.logits = multiply(hidden, self._weight.T, self._buffer[place : place + len(hidden)])
+            self._waiting = slice(rows.start, rows.start)
+        hidden = self._hidden[rows].to(self._factor)
+        first = self._place(rows).start if self._gradients is self._buffer else 0
+        self.logits = multiply(hidden, self._weight.T, self._buffer[first : first + len(hidden)])
 
     def accumulate(self, rows: slice) -> None:
         """Take the gradient that has been put in the place of the logits."""
-        self._gathered = slice(self._gathered.start, rows.stop)
+        self._waiting = slice(self._waiting.start, rows.stop)
+        if self._gradients is not self._buffer:
+            self._gradients[self._place(rows)].copy_(self.logits)
+        for total in self._sums[2:]:
+            if total is not None:
+                total[: self._tokens].add_(self.logits.sum(0))
+
+    def _place(self, rows: slice) -> slice:
+        return slice(rows.start - self._waiting.start, rows.stop - self._waiting.start)
 
     def _carry_back(self) -> None:
-        """Carry the gradients that wait on to hidden states, weight and bias."""
-        rows = self._gathered
-        gradient = self._buffer[: rows.stop - rows.start]
+        """Carry the gradients that wait on to hidden states and weight."""
+        rows, (hidden_sum, weight_sum, *_) = self._waiting, self._sums
+        gradient = self._gradients[self._place(rows)]
         if len(gradient) == 0:
             return
-        hidden_sum, weight_sum, *bias_sum = self._sums
         if hidden_sum is not None:
             multiply(gradient, self._weight, hidden_sum[rows])
         if weight_sum is not None:
-            states = self._hidden[rows].to(weight_sum.dtype)
+            states = self._hidden[rows].to(self._factor)
             multiply(gradient.T, states, weight_sum[: self._tokens], add=self._begun)
             self._begun = True
-        for total in bias_sum:
-            if total is not None:
-                total[: self._tokens].add_(gradient.sum(0))
-        self._gathered = slice(rows.start, rows.start)
+        self._waiting = slice(rows.start, rows.start)
 
     def hidden_gradient(self, rows: slice) -> Tensor:
         """Return what ``accumulate`` has last made of these rows, [n, H]; for hidden states that need a gradient."""
@@ -100,6 +116,22 @@ class Projection:
         if weight_sum is not None:
             weight_sum[self._tokens if self._begun else 0 :].zero_()
         return list(self._sums)
+
+
+def suits(device: str, factors: set[torch.dtype], logits: torch.dtype) -> bool:
+    """Whether factors of these dtypes, on a device of this type, are multiplied as they are.
+
+    >>> suits("cuda", {torch.bfloat16}, torch.float32), suits("cpu", {torch.bfloat16}, torch.float32)
+    (True, False)
+    """
+    return device == "cuda" and factors == {torch.bfloat16} and logits == torch.float32
+
+
+def _chunks_that_wait(device: str, rows: int, apart: bool) -> int:
+    """Return how many rows' gradients wait for one product with the weight's gradient: some chunks of these rows."""
+    if apart:
+        return max(1, SLAB_ROWS // max(1, rows)) * rows
+    return GATHERED * rows if device == "cpu" else rows
 
 
 def _room_for_sum(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_map
 
 from kedge.head.elementwise import Normalizers, Plan, Transform
 from kedge.head.gradients import Pull
+from kedge.head.projection import Projection
 from kedge.head.request import POLICY, Output, Request, moves
 from kedge.head.runner import Runner
-from kedge.head.slab_projection import make_projection
 
 _Found = tuple[Normalizers, dict[Output, Tensor]]
 
@@ -36,7 +36,7 @@ class Workspace:
         self._request, self._runner = request, runner
         needed = request.by_source(needs)
         self._projections = {
-            source: make_projection(request.sources[source], request.dtype, chunk_rows, needed[source])
+            source: Projection(request.sources[source], request.dtype, chunk_rows, needed[source])
             for source in request.involved
         }
         heads = {source: request.sources[source].head for source in request.involved}
