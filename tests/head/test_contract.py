@@ -62,6 +62,13 @@ def test_a_second_derivative_is_refused(train: tuple[str, ...], make_case: Calla
     assert torch.autograd.grad(dense, case.hidden, create_graph=True)[0].requires_grad
 
 
+def test_a_second_derivative_in_logits_is_refused() -> None:
+    logits = draw(5, 7).requires_grad_()
+    total = score_logits(logits, torch.arange(5), want=["entropy"])["entropy"].sum()
+    with pytest.raises(RuntimeError, match=r"take the functions of kedge\.divergence"):
+        torch.autograd.grad(total, logits, create_graph=True)
+
+
 @pytest.mark.parametrize("backend", ["chunked", "dense"])
 def test_autocast_does_not_reach_logits(backend: str) -> None:
     """Rounded to bfloat16 the KL of a drift of 0.01 would be off by a half."""
@@ -97,17 +104,106 @@ def test_a_scaled_loss_of_float16_keeps_its_gradients() -> None:
         assert (found.grad.double() - truth.grad).norm() < 1e-3 * truth.grad.norm()
 
 
-def test_reduce_refuses_a_loss_with_parameters_of_its_own() -> None:
-    """Their gradient was missing without a word."""
-    hidden, weight, temperature = draw(4, 3).requires_grad_(), draw(9, 3), torch.ones(()).requires_grad_()
+def test_a_scaled_loss_of_bfloat16_is_rounded_once() -> None:
+    """Seen to fail with gradients cast before they are multiplied: off by as much again."""
+    hidden, weight = (draw(*shape, dtype=torch.bfloat16).requires_grad_() for shape in ((8, 16), (50, 16)))
+    exact = [each.detach().double().requires_grad_() for each in (hidden, weight)]
+
+    def loss_of(hidden: Tensor, weight: Tensor) -> Tensor:
+        return reduce(
+            hidden,
+            Head(weight),
+            torch.arange(8),
+            lambda scores, rows: scores["entropy"].sum(),
+            want=["entropy"],
+        )[0]
+
+    (0.7 * loss_of(hidden, weight)).backward()
+    (0.7 * loss_of(*exact)).backward()
+    for found, truth in zip((hidden, weight), exact, strict=True):
+        assert found.grad is not None
+        assert truth.grad is not None
+        rounded = truth.grad.bfloat16()
+        assert (found.grad == rounded).double().mean() > 0.98  # float32 may fall on the other side of a tie
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_reduce_refuses_a_loss_with_parameters_of_its_own(trains: bool) -> None:
+    """Their gradient was missing without a word; in a chunk that is not the first, too, or if nothing else trains."""
+    hidden, weight, temperature = (
+        draw(4, 3).requires_grad_(trains),
+        draw(9, 3),
+        torch.ones(()).requires_grad_(),
+    )
 
     def loss(per_token: Callable[..., Tensor]) -> Tensor:
-        return reduce(hidden, Head(weight), torch.arange(4), per_token, want=["log_prob"])[0]
+        return reduce(hidden, Head(weight), torch.arange(4), per_token, want=["log_prob"], chunk_rows=2)[0]
 
-    with pytest.raises(ValueError, match=r"a tensor of shape \(\) that requires a gradient"):
-        loss(lambda scores, rows: (2 * temperature * scores["log_prob"]).sum())
-    loss(lambda scores, rows: (2 * temperature.detach() * scores["log_prob"]).sum()).backward()
-    assert hidden.grad is not None
+    def late(scores: dict[str, Tensor], rows: slice) -> Tensor:
+        return (scores["log_prob"] * (temperature if rows.start > 0 else 1.0)).sum()
+
+    for each in (lambda scores, rows: (2 * temperature * scores["log_prob"]).sum(), late):
+        with pytest.raises(ValueError, match=r"a tensor of shape \(\) that requires a gradient"):
+            loss(each)
+        with torch.no_grad():
+            assert not loss(each).requires_grad
+    found = loss(lambda scores, rows: (2 * temperature.detach() * scores["log_prob"]).sum())
+    assert found.requires_grad == trains
+
+
+def test_reduce_refuses_a_loss_that_pulls_at_an_earlier_chunk() -> None:
+    """Whose gradients have been made; they were 0 without a word."""
+    earlier: list[Tensor] = []
+
+    def per_token(scores: dict[str, Tensor], rows: slice) -> Tensor:
+        earlier.append(scores["log_prob"])
+        return torch.stack([each.sum() for each in earlier]).sum()
+
+    with pytest.raises(ValueError, match="none of this chunk's scores"):
+        reduce(
+            draw(4, 3).requires_grad_(),
+            Head(draw(9, 3)),
+            torch.arange(4),
+            per_token,
+            want=["log_prob"],
+            chunk_rows=2,
+        )
+
+
+def test_scores_that_are_written_over_for_a_metric_move_no_gradient() -> None:
+    hidden, weight = draw(4, 3).requires_grad_(), draw(9, 3)
+
+    def gradient(clip: bool) -> Tensor:
+        def per_token(scores: dict[str, Tensor], rows: slice) -> Tensor:
+            loss = scores["entropy"].sum()
+            if clip:
+                scores["entropy"].detach().clamp_(max=0.5)
+            return loss
+
+        loss, scores = reduce(hidden, Head(weight), torch.arange(4), per_token, want=["entropy"])
+        assert (scores["entropy"] > 0.5).any()
+        return torch.autograd.grad(loss, hidden)[0]
+
+    assert torch.equal(gradient(clip=True), gradient(clip=False))
+
+
+def test_targets_that_are_written_over_are_noticed() -> None:
+    """As a buffer of tokens that is filled anew before backward. The gradient was that of other tokens."""
+    hidden, head, targets = draw(5, 4).requires_grad_(), Head(draw(7, 4).requires_grad_()), torch.arange(5)
+    total = score(hidden, head, targets, want=["log_prob"])["log_prob"].sum()
+    targets.fill_(6)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_factor_that_is_to_be_learnt_is_refused() -> None:
+    factor, weight = torch.tensor(1.3, requires_grad=True), draw(9, 3)
+    with pytest.raises(ValueError, match="temperature requires a gradient"):
+        score(draw(4, 3), Head(weight), torch.arange(4), want=["log_prob"], temperature=factor)
+    for name in ("scale", "softcap"):
+        with pytest.raises(ValueError, match=f"{name} requires a gradient"):
+            Head(weight, **{name: factor})
 
 
 def test_a_score_that_is_kept_keeps_no_weight() -> None:

@@ -43,6 +43,14 @@ def test_no_tokens(backend: str, make_case: Callable[..., Any]) -> None:
         assert gradients["policy.weight"].shape == (11, 4)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_names_may_come_from_an_iterator(make_case: Callable[..., Any]) -> None:
+    case = make_case()
+    names = ["log_prob", "entropy"]
+    found = score(case.hidden, case.head, case.targets, want=(name for name in names))
+    assert list(found) == names
+
+
 def test_nothing_wanted(make_case: Callable[..., Any]) -> None:
     case = make_case()
     for backend in BACKENDS:
@@ -206,6 +214,14 @@ def test_reduce_wants_a_scalar(backend: str, make_case: Callable[..., Any]) -> N
         )
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_reduce_wants_a_tensor(backend: str, make_case: Callable[..., Any]) -> None:
+    case = make_case()
+    with pytest.raises(ValueError, match=r"returned 0\.0; return the sum over the chunk, a scalar tensor"):
+        reduce(case.hidden, case.head, case.targets, lambda *_: 0.0, want=["log_prob"], backend=backend)
+
+
 # --- Head ----------------------------------------------------------------------------------------------
 
 
@@ -241,12 +257,14 @@ def refuse(match: str, **changes: Any) -> None:
 
 @pytest.mark.usefixtures("unchecked")
 def test_refusals_say_what_is_wrong() -> None:
+    with pytest.raises(TypeError, match="want is the string 'log_prob'; give a collection"):
+        score(torch.zeros(3, 4), Head(torch.zeros(6, 4)), torch.tensor([0, 5, 1]), want="log_prob")
     refuse("'logprob' is wanted; .* knows: log_prob, entropy", want={"logprob"})
     refuse(r"'old.reverse_kl' is wanted; .* reference.log_prob, reference.entropy", want=["old.reverse_kl"])
     refuse("anchor is named 'policy'", anchors={"policy": (torch.zeros(3, 2), Head(torch.zeros(6, 2)))})
     refuse("temperature is 0", temperature=0.0)
     refuse("targets reach from 0 to 6; the vocabulary has 0 to 5", targets=torch.tensor([0, 6, 1]))
-    refuse("targets reach from -100 to 1", targets=torch.tensor([0, -100, 1]))
+    refuse("targets reach from -100 to 1.*Leave out the rows", targets=torch.tensor([0, -100, 1]))
     refuse(r"targets have shape \(2,\); there are 3", targets=torch.tensor([0, 1]))
     refuse(
         "targets reach from 0 to 5; the vocabulary has 0 to 4",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -112,6 +115,22 @@ def test_it_becomes_grad_without_a_copy() -> None:
     assert found.data_ptr() in [each.storage.data_ptr() for each in room._kept]
 
 
+def test_gradients_of_as_many_rows_as_never_again_are_not_kept() -> None:
+    """Every batch has another number of tokens. Seen to fail: sixteen of them held as much as a large head."""
+    weight, peaks = torch.randn(300, 512), []
+    for rows in range(1000, 1300, 50):
+        hidden = torch.randn(rows, 512, requires_grad=True)
+        loss, _ = reduce(
+            hidden, Head(weight), torch.zeros(rows, dtype=torch.int64),
+            lambda scores, rows: scores["log_prob"].sum(), want=["log_prob"],
+        )  # fmt: skip
+        loss.backward()
+        assert hidden.grad is not None
+        assert hidden.grad.nbytes >= LEAST
+        peaks.append(sum(sizes()))
+    assert max(peaks) <= 2 * 1300 * 300 * 4  # the buffer of logits
+
+
 def test_sums_that_are_cast_are_not_kept() -> None:
     gradient(0, dtype=torch.bfloat16)
     assert sizes() == [2 * 32 * 8192 * 4]  # the buffer of two chunks
@@ -146,6 +165,31 @@ def test_small_memory_and_what_a_mode_wants_to_see_are_left_to_pytorch() -> None
     with FlopCounterMode(display=False):
         room_for(PLAIN, (COUNT,), torch.float32)
     assert room._kept == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_a_fork_does_not_wait_for_a_thread_that_it_has_not() -> None:
+    """As a data loader's worker, made while a thread of the parent borrows."""
+    code = f"""
+import os, threading, torch
+from kedge.head.room import room_for
+torch.set_num_threads(1)
+
+def borrow():
+    while True:
+        room_for(torch.ones(1), ({COUNT},), torch.float32)
+
+for _ in range(2):
+    threading.Thread(target=borrow, daemon=True).start()
+for _ in range(10):
+    child = os.fork()
+    if child == 0:
+        room_for(torch.ones(1), ({COUNT},), torch.float32)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+os._exit(0)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
 
 
 def test_threads_do_not_share_a_chunk() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from kedge.head.runner import Runner
 from kedge.head.types import PerToken
 from kedge.head.workspace import Workspace
 
+_WITH_BOTH = 'backend="dense", which holds whole logits and has both'
+
 
 def chunked_scores(request: Request, chunk_rows: int, runner: Runner) -> dict[Output, Tensor]:
     """Return every wanted output, [N] each, differentiable.
@@ -42,7 +45,8 @@ def chunked_loss(
 ) -> tuple[Tensor, dict[Output, Tensor]]:
     """Return the loss, whose gradients are made here, and every wanted output, [N] each, detached."""
     apply: Callable[..., tuple[Tensor, ...]] = _Loss.apply
-    loss, *values = apply(request, per_token, chunk_rows, runner, _trains(request), *request.tensors())
+    call = partial(_call, per_token, torch.is_grad_enabled())
+    loss, *values = apply(request, call, chunk_rows, runner, _trains(request), *request.tensors())
     return loss, dict(zip(request.wanted, values, strict=True))
 
 
@@ -58,21 +62,21 @@ class _Score(torch.autograd.Function):
         for rows in _chunks(request, chunk_rows):
             for output, values in workspace.load(rows, request.wanted).items():
                 scores[output][rows] = values
-        ctx.save_for_backward(*tensors, *scores.values())
+        ctx.save_for_backward(request.targets, *tensors, *scores.values())
         fixed = set(request.wanted) - _differentiable(request, ctx.needs)
         ctx.mark_non_differentiable(*(scores[output] for output in fixed))
         ctx.set_materialize_grads(False)
         return tuple(scores.values())
 
     @staticmethod
-    @first_order
+    @first_order(_WITH_BOTH)
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-        saved = ctx.saved_tensors  # unpacked once: checkpointing allows no more
+        targets, *saved = ctx.saved_tensors  # unpacked once: checkpointing allows no more
         tensors, scores = saved[: len(ctx.needs)], saved[len(ctx.needs) :]
         wanted = ctx.request.wanted
         pulled = {each: pull for each, pull in zip(wanted, upstream, strict=True) if pull is not None}
         found = {each: values for each, values in zip(wanted, scores, strict=True) if each in pulled}
-        request = replace(ctx.request.with_tensors(tensors), wanted=tuple(pulled))
+        request = replace(ctx.request.with_tensors(tensors), wanted=tuple(pulled), targets=targets)
         workspace = Workspace(request, ctx.chunk_rows, ctx.needs, ctx.runner)
         for rows in _chunks(request, ctx.chunk_rows):
             workspace.load(rows, ())
@@ -104,7 +108,7 @@ class _Kept(torch.autograd.Function):
         return tuple(scores.values())
 
     @staticmethod
-    @first_order
+    @first_order(_WITH_BOTH)
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
         count, saved = len(ctx.places), ctx.saved_tensors  # unpacked once: checkpointing allows no more
         total = torch.zeros_like(saved[count])
@@ -120,7 +124,7 @@ class _Loss(torch.autograd.Function):
     def forward(
         ctx: Any,
         request: Request,
-        per_token: PerToken,
+        call: Callable[..., tuple[Tensor, dict[Output, Tensor]]],
         chunk_rows: int,
         runner: Runner,
         needs: list[bool],
@@ -133,18 +137,16 @@ class _Loss(torch.autograd.Function):
             found = workspace.load(rows, request.wanted)
             for output, values in found.items():
                 scores[output][rows] = values
-            part, upstream = _call(per_token, found, rows, differentiable)
+            part, upstream = call(found, rows, differentiable)
             loss += part
-            workspace.backward(upstream, found)
+            workspace.backward(upstream, _rows_of(scores, rows))  # what was found may have been written over
         ctx.gradients, ctx.dtypes = workspace.gradients(), [each.dtype for each in tensors]
-        if torch.float16 not in ctx.dtypes:  # of a scaled loss they would vanish, were they not scaled before
-            ctx.gradients = _cast(ctx.gradients, ctx.dtypes)
         ctx.mark_non_differentiable(*scores.values())
         ctx.set_materialize_grads(False)
         return loss, *scores.values()
 
     @staticmethod
-    @first_order
+    @first_order(_WITH_BOTH)
     def backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Any, ...]:
         if ctx.gradients is None:
             raise RuntimeError(
@@ -154,6 +156,7 @@ class _Loss(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if upstream.device.type != "cpu" or upstream != 1.0:  # elsewhere a look would wait for it
             gradients = [None if each is None else each.mul_(upstream) for each in gradients]
+        # only now: gradients of a scaled loss would vanish in float16, and be rounded twice in bfloat16
         return None, None, None, None, None, *_cast(gradients, ctx.dtypes)
 
 
@@ -171,10 +174,14 @@ def _few(request: Request, trains: Sequence[bool]) -> bool:
 
 
 def _call(
-    per_token: PerToken, scores: dict[Output, Tensor], rows: slice, differentiable: set[Output]
+    per_token: PerToken,
+    graded: bool,
+    scores: dict[Output, Tensor],
+    rows: slice,
+    differentiable: set[Output],
 ) -> tuple[Tensor, dict[Output, Tensor]]:
     """Return the loss of a chunk, and its gradients with respect to the scores that it depends on."""
-    with torch.set_grad_enabled(bool(differentiable)):
+    with torch.set_grad_enabled(graded):
         leaves = {
             output: values.detach().requires_grad_(output in differentiable)
             for output, values in scores.items()
@@ -182,8 +189,7 @@ def _call(
         loss = checked_loss(per_token({public_name(output): leaf for output, leaf in leaves.items()}, rows))
     if not loss.requires_grad:
         return loss, {}
-    if rows.start == 0:
-        _refuse_others(loss, list(leaves.values()))
+    _refuse_others(loss, list(leaves.values()))
     inputs = {output: leaf for output, leaf in leaves.items() if leaf.requires_grad}
     pulls = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True)
     return loss.detach(), {
@@ -203,7 +209,7 @@ def _refuse_others(loss: Tensor, scores: Sequence[Tensor]) -> None:
         if leaf is not None and all(leaf is not each for each in scores):
             raise ValueError(
                 f"per_token depends on a tensor of shape {tuple(leaf.shape)} that requires a gradient and is none of "
-                "the scores: reduce has no gradient for it. Detach it, or use kedge.head.score"
+                "this chunk's scores: reduce has no gradient for it. Detach it, or use kedge.head.score"
             )
         ahead += [following for following, _ in node.next_functions]
 

@@ -15,24 +15,30 @@ from torch import Tensor
 
 from kedge.head.exponential import exponential
 
-_LONGEST = 2**11
-"""Of a part: 128 vectors of 16. A compiled sum by itself adds 4,096 in a row, and equal terms are off by n·ε then."""
+_LONGEST = 128
+"""Vectors of a part. A compiled sum by itself adds 4,096 in a row, and equal terms are off by n·ε then."""
 _REDUCTIONS: dict[Any, Callable[..., Tensor]] = {
     torch.ops.aten.sum.dim_IntList: torch.sum,
     torch.ops.aten.amin.default: torch.amin,  # left whole, it would need a loop of its own over the same terms
 }
 
 
-def parts(tokens: int) -> int:
-    """Return into how many equal parts a vocabulary is cut, none longer than 2,048: 1 if there are no such parts.
+def part_length(tokens: int, lanes: int) -> int:
+    """Return how many entries of a vocabulary are summed by themselves first: equal parts, if there are such.
 
-    Such parts there are for the vocabularies of models, which are nearly always multiples of 64.
+    A vocabulary that is padded has them, because it is a multiple of 64; a tokenizer's own may be a prime. What is left
+    behind the last whole part is one more.
 
-    >>> [parts(tokens) for tokens in (45, 32_000, 50_257, 151_936)]
-    [1, 16, 29, 128]
+    Args:
+        tokens: the vocabulary's.
+        lanes: the numbers in a vector, 16 with AVX-512.
+
+    >>> [part_length(tokens, 16) for tokens in (45, 32_000, 50_257, 151_665, 151_936)]
+    [45, 2000, 1733, 2048, 1187]
     """
-    fewest = -(-tokens // _LONGEST)
-    return next((count for count in range(fewest, 2 * fewest) if tokens % count == 0), 1)
+    longest = _LONGEST * lanes
+    fewest = -(-tokens // longest)
+    return next((tokens // count for count in range(fewest, 2 * fewest) if tokens % count == 0), longest)
 
 
 @cache
@@ -71,12 +77,12 @@ def _reduce_in_parts(patterns: Any) -> None:
     def is_long(match: Match) -> bool:
         terms: Any = match.output_node().args[0]
         shape = terms.meta["val"].shape
-        return _in_float32_on_cpu(match) and len(shape) == 2 and parts(shape[1]) > 1
+        return _in_float32_on_cpu(match) and len(shape) == 2 and part_length(shape[1], lanes()) < shape[1]
 
     def put_in_place(match: Match, terms: Any, keepdim: bool = False) -> None:
         reduce = _REDUCTIONS[match.output_node().target]
-        count = parts(terms.meta["val"].shape[1])
-        match.replace_by_example(partial(_reduced_in_parts, reduce, count, keepdim), [terms])
+        length = part_length(terms.meta["val"].shape[1], lanes())
+        match.replace_by_example(partial(_reduced_in_parts, reduce, length, keepdim), [terms])
 
     for operation in _REDUCTIONS:
         for keepdim in ((), (Arg(),)):
@@ -84,8 +90,19 @@ def _reduce_in_parts(patterns: Any) -> None:
             register_graph_pattern(pattern, extra_check=is_long, pass_dict=patterns)(put_in_place)
 
 
-def _reduced_in_parts(reduce: Callable[..., Tensor], count: int, keepdim: bool, terms: Tensor) -> Tensor:
-    return reduce(reduce(terms.unflatten(-1, (count, -1)), -1), -1, keepdim=keepdim)
+def lanes() -> int:
+    """Return how many float32 numbers the compiler puts into a vector on this processor."""
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    return max(4, pick_vec_isa().nelements())
+
+
+def _reduced_in_parts(reduce: Callable[..., Tensor], length: int, keepdim: bool, terms: Tensor) -> Tensor:
+    whole = terms.shape[-1] // length * length
+    reduced = reduce(terms[:, :whole].unflatten(-1, (-1, length)), -1)
+    if whole < terms.shape[-1]:
+        reduced = torch.cat([reduced, reduce(terms[:, whole:], -1, keepdim=True)], -1)
+    return reduce(reduced, -1, keepdim=keepdim)
 
 
 def _in_float32_on_cpu(match: Any) -> bool:

@@ -8,21 +8,31 @@ from typing import Any
 
 import torch
 
+Backward = Callable[..., tuple[Any, ...]]
 
-def first_order(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+
+def first_order(instead: str) -> Callable[[Backward], Backward]:
     """Refuse to run where a second derivative is asked for: it would be missing without a word.
+
+    Args:
+        instead: what has second derivatives, too.
 
     Raises:
         RuntimeError: under ``create_graph=True``.
     """
 
-    @wraps(backward)
-    def run(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
-        if torch.is_grad_enabled():  # how autograd runs a backward pass that is to be differentiated itself
-            raise RuntimeError(
-                "kedge.head has first derivatives only, and create_graph=True asks for a second: take "
-                'backend="dense", which holds whole logits and has both, or leave create_graph out'
-            )
-        return backward(ctx, *upstream)
+    def guard(backward: Backward) -> Backward:
+        @wraps(backward)
+        def run(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
+            if (
+                torch.is_grad_enabled()
+            ):  # how autograd runs a backward pass that is to be differentiated itself
+                raise RuntimeError(
+                    "kedge.head has first derivatives only here, and create_graph=True asks for a second: take "
+                    f"{instead}, or leave create_graph out"
+                )
+            return backward(ctx, *upstream)
 
-    return run
+        return run
+
+    return guard

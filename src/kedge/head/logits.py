@@ -43,9 +43,9 @@ def score_logits(
 
         log_prob = l_a − log Σ e^l, …: the outputs of ``score``, of logits l as they are
 
-    A logit of −∞ masks its entry. Half precision is read as float32; what was lost by rounding logits to it, a
-    small KL above all, stays lost (``score`` never rounds them). The logits are neither written to nor, by the
-    Triton kernels, copied; backward allocates the gradients only.
+    A logit of −∞ masks its entry; one at least is left in every row. Half precision is read as float32; what was
+    lost by rounding logits to it, a small KL above all, stays lost (``score`` never rounds them). The logits are
+    neither written to nor, by the Triton kernels, copied; backward allocates the gradients only.
 
     Args:
         logits: the policy's, [N, V], final: divide them by a temperature before.
@@ -110,7 +110,7 @@ class _Score(torch.autograd.Function):
         return tuple(scores.values())
 
     @staticmethod
-    @first_order
+    @first_order("the functions of kedge.divergence, which have both")
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
         names, count = ctx.names, len(ctx.names)
         targets, *saved = ctx.saved_tensors  # unpacked once: who packs them may count

@@ -51,14 +51,12 @@ class Projection:
         if apart:
             self._gradients = self._hidden.new_empty((waiting if any(needs) else 0, self._tokens))
         self._waiting = slice(0, 0)  # the rows whose gradients wait, from the first row of their memory on
+        hidden, weight, *bias = source_tensors(source)
         self._sums = [
-            _room_for_sum(tensor, dtype) if needed else None
-            for tensor, needed in zip(source_tensors(source), needs, strict=True)
+            hidden.new_zeros(hidden.shape, dtype=dtype) if needs[0] else None,
+            _room_for_sum(weight, dtype) if needs[1] else None,
+            *(each.new_zeros(each.shape, dtype=dtype) if needs[2] else None for each in bias),
         ]
-        hidden_sum, _, *bias_sum = self._sums
-        for small in (hidden_sum, *bias_sum):
-            if small is not None:
-                small.zero_()
         self._begun = False  # whether the weight's sum holds anything: the first product goes there as it is
         self.logits = self._buffer
 
@@ -135,7 +133,10 @@ def _chunks_that_wait(device: str, rows: int, apart: bool) -> int:
 
 
 def _room_for_sum(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return room for the gradient of a tensor; that of another dtype, of which a copy leaves the head, is not kept."""
+    """Return room for the gradient of a weight; that of another dtype, of which a copy leaves the head, is not kept.
+
+    Nor are gradients of hidden states: the next call, of other texts, has another number of tokens.
+    """
     if tensor.dtype != dtype:
         return tensor.new_empty(tensor.shape, dtype=dtype)
     return room_for(tensor, tensor.shape, dtype, exact=True)

@@ -52,7 +52,7 @@ def reduce(
 
     Raises:
         ValueError: as ``score`` does; also if ``per_token`` returns anything but a scalar, or (chunked backends)
-            depends on a parameter besides the scores.
+            depends on a parameter, or on scores of another chunk.
 
     Source: Hsu et al., "Liger Kernel", 2024, arXiv 2410.10989, for gradients made in forward.
 

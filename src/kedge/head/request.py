@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kedge.head.sharded import gathered, refuse_sharded
-from kedge.head.types import Anchor, Head
+from kedge.head.types import Anchor, Head, check_factor
 
 POLICY = "policy"
 DIVERGENCES = ("reverse_kl", "forward_kl", "total_variation")
@@ -56,8 +55,11 @@ class Request:
 
     def outline(self) -> Request:
         """Return the same request of tensors without numbers, for whoever keeps those elsewhere."""
-        empty = [torch.empty(each.shape, dtype=each.dtype, device="meta") for each in self.tensors()]
-        return self.with_tensors(empty)
+        targets, *empty = (
+            torch.empty(each.shape, dtype=each.dtype, device="meta")
+            for each in (self.targets, *self.tensors())
+        )
+        return replace(self.with_tensors(empty), targets=targets)
 
     def by_source(self, values: Sequence[T]) -> dict[str, list[T]]:
         """Sort by source what stands in the order of ``tensors()``."""
@@ -115,8 +117,7 @@ def make_request(
     given = {name: Anchor(*pair) for name, pair in (anchors or {}).items()}
     if POLICY in given:
         raise ValueError(f"an anchor is named {POLICY!r}, as the policy itself is; give it another name")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}; it must be above 0, and finite")
+    check_factor("temperature", temperature)
     wanted = read_want(want, given)
     policy = Anchor(hidden, head)
     sources = {POLICY: policy, **given}
@@ -135,10 +136,9 @@ def make_request(
 
 def checked_loss(loss: Tensor) -> Tensor:
     """Pass on what ``per_token`` returned, if it is one number."""
-    if loss.ndim != 0:
-        raise ValueError(
-            f"per_token returned shape {tuple(loss.shape)}; return the sum over the chunk, a scalar"
-        )
+    if not isinstance(loss, Tensor) or loss.ndim != 0:
+        what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{loss!r}"
+        raise ValueError(f"per_token returned {what}; return the sum over the chunk, a scalar tensor")
     return loss
 
 
@@ -147,7 +147,11 @@ def read_want(want: Collection[str], anchors: Iterable[str]) -> tuple[Output, ..
 
     Raises:
         ValueError: for an unknown name, listing those that the anchors make known.
+        TypeError: for a bare string.
     """
+    if isinstance(want, str):
+        raise TypeError(f"want is the string {want!r}; give a collection of names, such as {{{want!r}}}")
+    want = tuple(want)
     own = [(POLICY, output) for output in (*POLICY_OUTPUTS, *TOKEN_OUTPUTS)]
     known = own + [(anchor, each) for anchor in anchors for each in (*ANCHOR_OUTPUTS, *TOKEN_OUTPUTS)]
     names = [public_name(output) for output in known]
@@ -196,4 +200,7 @@ def check_targets(targets: Tensor, rows: int, tokens: int) -> None:
     if targets.device.type == "cpu" and rows > 0:  # on other devices the look would wait for them
         low, high = (int(bound) for bound in targets.aminmax())
         if low < 0 or high >= tokens:
-            raise ValueError(f"targets reach from {low} to {high}; the vocabulary has 0 to {tokens - 1}")
+            raise ValueError(
+                f"targets reach from {low} to {high}; the vocabulary has 0 to {tokens - 1}. Leave out the rows of "
+                "tokens that do not count, hidden states and targets alike"
+            )

@@ -8,6 +8,7 @@ PyTorch itself.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from math import prod
@@ -47,6 +48,8 @@ class _Kept:
 _kept: list[_Kept] = []
 _loans = 0
 _lock = Lock()
+if hasattr(os, "register_at_fork"):  # a child of a fork must not wait for a thread that it does not have
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 def room_for(like: Tensor, shape: Sequence[int], dtype: torch.dtype, *, exact: bool = False) -> Tensor:

@@ -38,7 +38,8 @@ def score(
 
     where ρ is the anchor called NAME. All but the top tokens (of a tie, one) are differentiable in hidden states,
     weight and bias, of the policy and of every anchor whose tensors require it. What is not wanted is not
-    computed. The gradient of an infinite value, which only a mask makes, is zero.
+    computed. The gradient of an infinite value, which only a mask makes, is zero; a weight of 0 does not silence the
+    value, because 0·∞ is no number: leave rows whose target is masked out. A mask leaves one entry at least.
 
     Args:
         hidden: the policy's hidden states that predict the targets, [N, H].

@@ -51,10 +51,9 @@ class Head:
         rows = self.weight.shape[0]
         if self.bias is not None and self.bias.shape != (rows,):
             raise ValueError(f"the head's bias has shape {tuple(self.bias.shape)}, its weight {rows} rows")
-        if not 0 < self.scale < math.inf:
-            raise ValueError(f"scale is {self.scale}; it must be above 0, and finite")
-        if self.softcap is not None and not 0 < self.softcap < math.inf:
-            raise ValueError(f"softcap is {self.softcap}; it must be above 0 and finite, or None for no cap")
+        check_factor("scale", self.scale)
+        if self.softcap is not None:
+            check_factor("softcap", self.softcap)
         if self.vocabulary is not None and not 0 < self.vocabulary <= rows:
             raise ValueError(f"vocabulary is {self.vocabulary}; the head's weight has {rows} rows")
 
@@ -75,6 +74,22 @@ class Head:
         return replace(
             head, weight=head.weight.clone(), bias=None if head.bias is None else head.bias.clone()
         )
+
+
+def check_factor(name: str, value: float | Tensor) -> None:
+    """Refuse a factor of the logits that is none, or that is to be learnt, which its gradient would not reach.
+
+    Raises:
+        ValueError: if it is not above 0 and finite, or requires a gradient.
+
+    >>> check_factor("temperature", 0.7)
+    """
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise ValueError(
+            f"{name} requires a gradient, and has none here; give a number, or multiply it into the hidden states"
+        )
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}; it must be above 0, and finite")
 
 
 class Anchor(NamedTuple):
