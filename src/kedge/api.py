@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +98,7 @@ def train(
     """
     from kedge.models import device_named
     from kedge.runs.interrupt import Interrupt
+    from kedge.runs.lock import held
     from kedge.training.checkpoint import restore_weights
     from kedge.training.inputs import Materials, load_inputs
     from kedge.training.resources import make_model, prepare_policy
@@ -118,15 +119,11 @@ def train(
         prepare_policy(model, tokenizer)
         unfinished = [stage for stage in recipe.stages if not _finished(root / stage.name, stage)]
         for stage in recipe.stages:
-            if stage not in unfinished and (
-                changed := changed_settings(root / stage.name, _config(recipe, stage))
-            ):
-                progress.say(
-                    f"note: stage {stage.name!r} is finished and stays as it is, made with other settings: {changed}"
-                )
+            for note in _notes(recipe, stage, root, {each.name for each in unfinished}):
+                progress.say(f"note: stage {stage.name!r} {note}")
         inputs = {stage.name: load_inputs(stage, materials) for stage in unfinished}
         _open_root(root, recipe)
-        with Interrupt() as interrupt:
+        with held(root), Interrupt() as interrupt:
             for stage in unfinished:
                 if (before := recipe.policy_before(stage)) is not None:
                     restore_weights(model, root / before / "model")
@@ -139,6 +136,20 @@ def train(
     stages = {stage.name: StageResult(stage.name, root / stage.name) for stage in recipe.stages}
     report = write_report([result.path for result in stages.values()], root / "report.html")
     return RunResult(root, stages, report)
+
+
+def _notes(recipe: Recipe, stage: Stage, root: Path, unfinished: set[str]) -> Iterator[str]:
+    """Say where a run that goes on is not what its recipe now says."""
+    changed = changed_settings(root / stage.name, _config(recipe, stage))
+    if stage.name in unfinished:
+        if changed:
+            yield f"goes on with other settings: {changed}"
+        return
+    if changed:
+        yield f"is finished and stays as it is, made with other settings: {changed}"
+    before = recipe.policy_before(stage)
+    if before in unfinished:
+        yield f"is finished and stays as it is, made from what stage {before!r} was before it goes on"
 
 
 def _finished(path: Path, stage: Stage) -> bool:

@@ -25,7 +25,12 @@ EXAMPLES = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0: done, 1: failed, 2: something given cannot be used, 3: above a limit, 130: interrupted."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    overrides = [each for each in rest if "=" in each and not each.startswith("-")]
+    if rest != overrides or (rest and not hasattr(options, "overrides")):
+        parser.parse_args(arguments)  # says what is wrong
+    if rest:  # behind an option, where argparse takes no more of them
+        options.overrides += rest
     try:
         return int(options.run(options))
     except UserError as error:

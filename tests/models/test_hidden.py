@@ -86,8 +86,11 @@ def test_score_equals_the_dense_computation_on_the_models_own_logits(make, archi
         )
         logits = torch.cat([model(input_ids=row[None]).logits[0] for row in split(tokens, lengths)])
     log_probs = logits.log_softmax(-1)
-    assert_same(ours["log_prob"], log_probs.gather(1, targets[:, None])[:, 0])
-    assert_same(ours["entropy"], -(log_probs.exp() * log_probs).sum(-1))
+    relative = (
+        1e-6 if architecture == "gemma2" else None
+    )  # whose softmax of attention is float32 in any dtype
+    assert_same(ours["log_prob"], log_probs.gather(1, targets[:, None])[:, 0], relative)
+    assert_same(ours["entropy"], -(log_probs.exp() * log_probs).sum(-1), relative)
 
 
 def test_the_models_own_head_never_runs(make, batch):

@@ -11,6 +11,7 @@ from kedge.models import (
     context_length,
     disable_dropout,
     enable_activation_checkpointing,
+    frozen_copy,
     hidden_states,
     response_states,
     shared_prompts,
@@ -98,6 +99,8 @@ def test_a_model_that_recomputes_activations_does_not_share(make):
     model = disable_dropout(make("llama"))
     assert shares_prompts(model)
     assert not shares_prompts(enable_activation_checkpointing(model))
+    with torch.no_grad():  # as a reference scores, where nothing is computed again
+        assert shares_prompts(frozen_copy(model))
 
 
 def test_a_recurrent_model_does_not_share():

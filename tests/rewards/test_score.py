@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -167,6 +168,29 @@ def test_what_raises_stops_with_its_traceback_for_the_log(time_limit: float | No
     assert 'raise KeyError("no such key")' in caught.value.traceback
     assert "Traceback (most recent call last)" in caught.value.traceback
     assert "\n" not in str(caught.value)
+
+
+def alarming(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+    """As math-verify limits its time."""
+    before = signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, before)
+    return [1.0] * len(completions)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="there are no alarms here")
+def test_a_function_that_needs_the_main_thread_says_what_to_set() -> None:
+    with pytest.raises(RewardError, match=r"'mine' raised ValueError: .*set rewards\.time_limit: null"):
+        only(alarming, time_limit=20.0).score(PROMPTS, COMPLETIONS)
+    assert only(alarming).score(PROMPTS, COMPLETIONS).total == [1.0] * len(COMPLETIONS)
+
+
+@pytest.mark.parametrize("time_limit", [None, 20.0])
+def test_a_function_that_leaves_the_process_stops_the_run_as_any_other(time_limit: float | None) -> None:
+    def leaving(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        sys.exit(3)
+
+    with pytest.raises(RewardError, match="'mine' raised SystemExit: 3"):
+        only(leaving, time_limit=time_limit).score(PROMPTS, COMPLETIONS)
 
 
 def looping(prompts: list[str], completions: list[str], **_: Any) -> list[float]:

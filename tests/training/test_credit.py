@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -119,6 +120,12 @@ def test_group_credit_spreads_the_response_s_advantage() -> None:
     assert credit.advantages.tolist() == [1.5, 1.5, 1.5, -1.5, 0.0, 0.0, 0.0, 0.0]
     assert credit.values is None
     assert credit.metrics["advantage/zero_fraction"] == 0.5
+
+
+def test_a_response_that_is_left_out_teaches_nothing() -> None:
+    given = rewarded(kl_in_reward=False)
+    given = replace(given, learn=torch.tensor([True, False, False, False]))
+    assert group_credit(AdvantageConfig(kind="mean"), given).metrics["advantage/zero_fraction"] == 0.75
 
 
 def test_group_credit_takes_the_kl_of_the_whole_response() -> None:

@@ -63,6 +63,9 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
+OFTEN = ("sequence anchor with baseline", "ppo, shared critic, responses masked")
+"""In every run of the tests; the others in `make acceptance`."""
+
 EVERYWHERE = "gpt2"
 """Float64 all along; the norms of others compute in float32, and what is added up before them differs by that after."""
 
@@ -80,7 +83,10 @@ def weights(
 
 
 @pytest.mark.filterwarnings("ignore:.*use_reentrant.*:UserWarning")
-@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
+@pytest.mark.parametrize("objective", [
+    pytest.param(stage, id=name, marks=[] if name in OFTEN else pytest.mark.acceptance)
+    for name, stage in OBJECTIVES.items()
+])  # fmt: skip
 def test_float64(objective: dict[str, Any], tmp_path: Path) -> None:
     stage = {**BASE, **objective}
     expected = weights(tmp_path / "base", stage, "float64")

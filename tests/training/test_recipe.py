@@ -117,6 +117,26 @@ BAD = {
         changed("method: grpo\n", "method: grpo\n    start: sfft\n"),
         "starts from 'sfft', which is no earlier stage (there are: sft)",
     ),
+    "bounds that beta starts outside of": (
+        changed("{kind: fixed, beta: 0.1}", "{kind: budget, budget: 0.1, high: 0.5}"),
+        "β must start between its bounds 0.01 and 0.5, got 1; give beta, low and high so that they fit",
+    ),
+    "betas": (
+        changed("    rewards:", "    optimizer: {betas: [1.5, 0.9]}\n    rewards:"),
+        "stages.1.optimizer.betas.0: input should be less than 1",
+    ),
+    "infinite": (
+        changed("    rewards:", "    optimizer: {learning_rate: .inf}\n    rewards:"),
+        "stages.1.optimizer.learning_rate: input should be a finite number",
+    ),
+    "endless warm-up": (
+        changed("    rewards:", "    optimizer: {warmup_steps: 11}\n    rewards:"),
+        "optimizer.warmup_steps (11) is more than steps (10)",
+    ),
+    "dual without clip": (
+        changed("    rewards:", "    epochs: 2\n    trust_region: {kind: cispo, dual: 3.0}\n    rewards:"),
+        "dual does nothing with kind: cispo",
+    ),
     "twice": (
         changed("    method: grpo\n", "    method: grpo\n    steps: 3\n"),
         "r.yaml:13: the key 'steps' is given twice",
@@ -189,6 +209,38 @@ def test_bad_recipe(text: str, expected: str, tmp_path: Path, capsys: pytest.Cap
     assert expected in shown
     assert "Traceback" not in shown
     assert not (tmp_path / "runs").exists()
+
+
+def test_overrides_may_stand_behind_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(GOOD, encoding="utf-8")
+    assert main(["train", str(file), "seed=3", "--dry-run", "stages.grpo.steps=7"]) == 0
+    shown = capsys.readouterr().out
+    assert "seed: 3" in shown
+    assert "steps: 7" in shown
+    for wrong in (
+        ["train", str(file), "--dry-run", "seed"],
+        ["train", str(file), "--drive"],
+        ["recipes", "--drive", "a=1"],
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(wrong)
+        assert caught.value.code == 2
+    assert "unrecognized arguments: seed" in capsys.readouterr().err
+
+
+def test_dual_goes_with_ratios_that_are_clipped() -> None:
+    """One a token, or one a response."""
+    for kind in ("clip", "sequence"):
+        stage = parse_recipe(
+            GOOD,
+            overrides=[
+                "stages.grpo.epochs=2",
+                f"stages.grpo.trust_region.kind={kind}",
+                "stages.grpo.trust_region.dual=3.0",
+            ],
+        ).stages[1]
+        assert stage.trust_region.build().dual == 3.0
 
 
 def test_good_recipe() -> None:

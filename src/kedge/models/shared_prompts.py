@@ -92,15 +92,16 @@ _SHARES: WeakKeyDictionary[PreTrainedModel, tuple[str, bool]] = WeakKeyDictionar
 def shares_prompts(model: PreTrainedModel) -> bool:
     """Whether :func:`response_states` is for this model.
 
-    It must remember keys and values alone, keep its activations, and turn its queries and keys by their positions
-    whatever the length. Before the first time, it must prove that a prompt read once gives the hidden states of one
-    read for each response.
+    It must remember keys and values alone, keep its activations where gradients are recorded, and turn its queries and
+    keys by their positions whatever the length. Before the first time, it must prove that a prompt read once gives the
+    hidden states of one read for each response.
 
     >>> from kedge.models import build_model
     >>> shares_prompts(build_model(32, hidden_size=8, layers=1, heads=2, context=16, seed=0))
     True
     """
-    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+    recomputes = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    if recomputes and torch.is_grad_enabled():
         return False  # what is computed again knows no cache
     kind = f"{model.config._attn_implementation} {model.dtype}"
     if _SHARES.get(model, ("", False))[0] != kind:

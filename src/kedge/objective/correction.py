@@ -43,7 +43,9 @@ class Correction:
     high: float = math.inf
 
     def __post_init__(self) -> None:
-        if not 0 <= self.low < self.high:
+        if not self.high > 0:
+            raise ValueError(f"high must be above 0, got {self.high}")
+        if self.kind == "mask" and not 0 <= self.low < self.high:  # what is only cut above has no lower bound
             raise ValueError(f"bounds need 0 ≤ low < high, got low={self.low}, high={self.high}")
 
 

@@ -172,9 +172,11 @@ class RewardSet:
             raise _hung(name, self.time_limit, error) from None
         except KedgeError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            alarm = "signal only works in main thread" in str(error) and self.time_limit is not None
             raise RewardError(
-                f"reward {name!r} raised {type(error).__name__}: {error}",
+                f"reward {name!r} raised {type(error).__name__}: {error}"
+                + (_NEEDS_MAIN_THREAD if alarm else ""),
                 name,
                 traceback="".join(traceback.format_exception(error)),
             ) from error
@@ -211,6 +213,12 @@ class RewardSet:
     def _total(self, by_name: Mapping[str, Sequence[float]], r: int) -> float:
         judged = [w for w in self.rewards if w.weight != 0 and not math.isnan(by_name[w.name][r])]
         return sum(w.weight * by_name[w.name][r] for w in judged) if judged else math.nan
+
+
+_NEEDS_MAIN_THREAD = (
+    ". It limits its time by a signal, which a function with a limit of Kedge's, in a thread, cannot: set "
+    "rewards.time_limit: null"
+)
 
 
 @dataclass(frozen=True)

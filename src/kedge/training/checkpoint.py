@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kedge.errors import RunError
+from kedge.errors import RunError, UserError
 from kedge.models import save_model
 from kedge.runs import atomic_directory, load_state, save_state
 
@@ -117,6 +118,14 @@ def _link(link: Path, target: str) -> None:
     os.replace(scratch, link)
 
 
+def _other_model(directory: Path, name: str, saved: Tensor, here: Tensor | None) -> str:
+    found = "is not in the model" if here is None else f"has shape {tuple(here.shape)} in the model"
+    return (
+        f"{directory}: {name} was saved with shape {tuple(saved.shape)} and {found}: this is not the model that the "
+        "run began with; give back the old settings of model, or start a new run under another name"
+    )
+
+
 def restore_weights(model: PreTrainedModel, directory: Path) -> None:
     """Load saved weights into a model in memory, bit for bit."""
     from safetensors import safe_open
@@ -129,11 +138,15 @@ def restore_weights(model: PreTrainedModel, directory: Path) -> None:
         for file in files:
             with safe_open(str(file), framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 (not a mapping)
-                    state[name].copy_(opened.get_tensor(name))
+                    saved = opened.get_tensor(name)
+                    if name not in state or state[name].shape != saved.shape:
+                        raise UserError(_other_model(directory, name, saved, state.get(name)))
+                    state[name].copy_(saved)
                     missing.discard(name)
     pointers = {state[name].data_ptr() for name in set(state) - missing}
     lost = [name for name in missing if state[name].data_ptr() not in pointers and name not in tied]
     if lost or not files:
         raise RunError(
-            f"{directory}: weights are missing from the checkpoint: {', '.join(sorted(lost)) or 'all'}"
+            f"{directory}: weights are missing from the checkpoint: {', '.join(sorted(lost)) or 'all'}. It is "
+            "damaged, or this is not the model that the run began with"
         )

@@ -94,11 +94,13 @@ class Collector:
     seed: int
     log: Callable[[str], None]
     """Told of every reward that failed and was dropped."""
+    prompts_at_once: int | None = None
+    """How many are rolled out together; all that a step needs if None."""
     precision: str = "float32"
     order: Order = field(init=False)
     position: int = 0
     kept: list[Batch] = field(default_factory=list)
-    """Rewarded groups of the step at hand, while others are drawn again."""
+    """Rewarded groups of the step at hand, until they are released."""
     attempt: int = 0
     unrewarded: Batch | None = None
     """Responses whose rewards are not known yet; if those fail they are saved and rewarded first on resume."""
@@ -119,9 +121,11 @@ class Collector:
         metrics = {"seconds/rollout": rolling}
         if self.resample_equal_groups:
             metrics["rollout/times_resampled"] = float(self.attempt - 1)
-        batch = join(self.kept).by_length()
+        return join(self.kept).by_length(), metrics
+
+    def release(self) -> None:
+        """Forget the step's groups, once whoever collected them needs them no more."""
         self.kept, self.attempt = [], 0
-        return batch, metrics
 
     def _keep(self, batch: Batch) -> None:
         """Keep the groups that teach something; all of them once the attempts are used up."""
@@ -136,11 +140,14 @@ class Collector:
 
     def _roll_out(self, count: int, step: int) -> Batch:
         rows = [self.order[self.position + offset] for offset in range(count)]
-        self.position += count
         tokens = [self.prompts.tokens[row] for row in rows]
         draw = generator(self.seed, "rollout", step, self.attempt, device=self.model.device)
         with arithmetic(self.model, self.precision):
-            return Batch(generate(self.model, self.tokenizer, tokens, self.sampling, draw), rows)
+            rollout = generate(
+                self.model, self.tokenizer, tokens, self.sampling, draw, batch_size=self.prompts_at_once
+            )
+        self.position += count  # only now: a rollout that fails is made again, of the same prompts
+        return Batch(rollout, rows)
 
     @property
     def in_hand(self) -> bool:

@@ -59,7 +59,7 @@ def group_credit(config: AdvantageConfig, given: Rewarded) -> Credit:
         anchor, beta = given.loss.anchor, given.loss.beta
         total = total + anchor_rewards(anchor, beta, given.old, rollout.mask, rollout.response_lengths)
     advantages = group_advantages(total, rollout.group, config.kind, std=config.std)
-    zero = float((advantages == 0).double().mean())
+    zero = float(((advantages == 0) | ~given.learn).double().mean())
     return Credit(
         advantages.repeat_interleave(rollout.response_lengths), metrics={"advantage/zero_fraction": zero}
     )

@@ -55,7 +55,7 @@ class PolicyEvaluator:
                 tokens,
                 self.sampling,
                 draw,
-                batch_size=self.scorer.compute.micro_batch,
+                batch_size=max(1, self.scorer.compute.micro_batch // self.sampling.responses_per_prompt),
             )
         batch = reward(Batch(rollout, rows), self.prompts, self.rewards, self.tokenizer, self.log)
         scores = self._scores(batch)

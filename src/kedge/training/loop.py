@@ -17,13 +17,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedge.errors import RunError, UserError
 from kedge.runs import RunDirectory
-from kedge.runs.interrupt import Interrupt, Interrupted
+from kedge.runs.interrupt import Interrupt
 from kedge.training.checkpoint import Checkpoints, Moment, link_final_model, restore_weights
 from kedge.training.config import Stage
 from kedge.training.optimization import Updater
 from kedge.training.progress import Progress
 
 Metrics = dict[str, float]
+
+
+_MEMORY = (
+    "out of memory in step {step}: {error}. Lower compute.micro_batch, rollout.prompts_at_once or "
+    "rollout.max_new_tokens, or set compute.activation_checkpointing: true, and go on with resume=true"
+)
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,11 @@ class Session:
         moment = work.moment(self.step) if self.unrecorded is None else updated
         self.checkpoints.save(moment, self.model, self.tokenizer, state)
 
+    def settle(self) -> None:
+        """Take note that the updates done so far are whole, and counted by the work."""
+        for updater in self.updaters:
+            updater.unsettled = False
+
     def mark_best(self) -> None:
         """Let the link ``best`` follow the best step whose checkpoint exists."""
         if self.best_step is not None and Moment(self.best_step) in self.checkpoints.moments():
@@ -143,27 +154,44 @@ class Session:
 
 def run_loop(session: Session, work: Work) -> None:
     """Run a stage to its end, from its start or from its last checkpoint."""
-    if not session.restore(work):
-        metrics, _ = _evaluate(session, work)
-        _record(session, metrics)
+    begun = session.restore(work)
     try:
+        if not begun:
+            metrics, _ = _evaluate(session, work)
+            _record(session, metrics)
+            begun = True
         while session.step < session.stage.steps or session.unrecorded is not None:
             session.interrupt.check()
             if session.unrecorded is None:
                 session.unrecorded = _step(session, work)
             _conclude(session, work, session.unrecorded)
-    except (RunError, Interrupted):
-        session.save(work)
+    except Exception as error:
+        if begun and not any(
+            updater.unsettled for updater in session.updaters
+        ):  # nor is half an update saved
+            session.save(work)
+        if out_of_memory(error):
+            raise RunError(_MEMORY.format(step=session.step + 1, error=error)) from error
         raise
     for leave in session.at_the_end:
         leave()
     link_final_model(session.run.path, session.checkpoints.moments()[-1])
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether a device or, as PyTorch says it, the processor has no memory left.
+
+    >>> out_of_memory(torch.OutOfMemoryError("CUDA out of memory")), out_of_memory(RuntimeError("shapes differ"))
+    (True, False)
+    """
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def _step(session: Session, work: Work) -> Metrics:
     started = time.perf_counter()
     metrics = work.step(session.step)
     session.step += 1
+    session.settle()
     metrics["skipped_updates"] = float(sum(updater.skipped for updater in session.updaters))
     metrics["memory_peak_bytes"] = float(_peak_memory(session.device))
     metrics["seconds/total"] = time.perf_counter() - started

@@ -48,6 +48,8 @@ class Updater:
     optimizer: torch.optim.AdamW = field(init=False)
     skipped: int = 0
     skipped_in_a_row: int = 0
+    unsettled: bool = False
+    """Whether parameters have begun to move since the work has last taken note of an update."""
 
     def __post_init__(self) -> None:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -93,6 +95,7 @@ class Updater:
                     parameter.grad.mul_(limit / norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        self.unsettled = True
         self.optimizer.step()
 
     def check(self, step: int) -> None:

@@ -65,13 +65,13 @@ class PolicyWork:
     def step(self, step: int) -> Metrics:
         """Roll out, update ``epochs × minibatches`` times, let the controller set the next β."""
         if self.experience is None:
-            self.experience, self.metrics = self.gatherer.gather(step, self.loss())
+            experience, metrics = self.gatherer.gather(step, self.loss())
             if step == 0:
-                self.metrics |= start_of_run(
-                    self.session, self.reference, self.scorer, self.experience.rollout
-                )
-            if self.stage.measures_old:
-                self.old_head = self.scorer.head(self.session.model).snapshot()
+                metrics |= start_of_run(self.session, self.reference, self.scorer, experience.rollout)
+            self.experience, self.metrics = experience, metrics
+            self.collector.release()
+        if self.stage.measures_old and self.old_head is None:
+            self.old_head = self.scorer.head(self.session.model).snapshot()
         started = time.perf_counter()
         while len(self.updates) < self.stage.updates_per_step:
             self.session.interrupt.check()
@@ -114,6 +114,7 @@ class PolicyWork:
             )
             self.session.run.samples([{"step": step, "kind": "skipped", **row} for row in rows])
         self.updates.append({**found, **applied, **learnt})
+        self.session.settle()
         return True
 
     def _minibatch(self, step: int, group: Tensor) -> Tensor:

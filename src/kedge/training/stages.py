@@ -21,16 +21,13 @@ from kedge.models import (
     special_tokens,
     usable_vocabulary,
 )
-from kedge.objective import Adaptive, Budget, Controller, Fixed, HalvingDoubling, caution
+from kedge.objective import Controller, Fixed, HalvingDoubling, caution
 from kedge.rollout import SamplingConfig
 from kedge.runs import RunDirectory, atomic_directory, environment
 from kedge.runs.interrupt import Interrupt
 from kedge.training.backend import head_backend, policy_logits, sft_logits
 from kedge.training.collect import Collector
 from kedge.training.config import (
-    AdaptiveConfig,
-    AnchorConfig,
-    BudgetConfig,
     GrpoStage,
     PenaltyConfig,
     PolicyStage,
@@ -155,12 +152,13 @@ def policy_work(
             rewards=inputs.rewards,
             sampling=sampling,
             prompts_per_step=stage.rollout.prompts_per_step,
+            prompts_at_once=stage.rollout.prompts_at_once,
             resample_equal_groups=stage.rollout.resample_equal_groups,
             seed=session.seed,
             log=session.run.log,
             precision=stage.compute.precision,
         ),
-        controller=controller_of(stage.anchor),
+        controller=stage.anchor.controller.build(),
         evaluator=_evaluator(stage, session, inputs, reference, scorer),
         penalty=penalty_of(stage.trust_region.penalty),
         critic=critic_work(stage, session, scorer, inputs.critic) if isinstance(stage, PpoStage) else None,
@@ -260,18 +258,3 @@ def penalty_of(penalty: PenaltyConfig | None) -> Controller | None:
     if penalty.target is None:
         return Fixed(beta=penalty.beta)
     return HalvingDoubling(beta=penalty.beta, target=penalty.target)
-
-
-def controller_of(anchor: AnchorConfig) -> Controller:
-    """Make what sets β."""
-    config = anchor.controller
-    if isinstance(config, BudgetConfig):
-        given = {
-            name: getattr(config, name)
-            for name in ("beta", "low", "high")
-            if getattr(config, name) is not None
-        }
-        return Budget(budget=config.budget, unit=config.unit, **given)
-    if isinstance(config, AdaptiveConfig):
-        return Adaptive(beta=config.beta, target=config.target, horizon=config.horizon, unit=config.unit)
-    return Fixed(beta=config.beta)

@@ -62,6 +62,9 @@ class RolloutConfig(Section):
     """Prompts B."""
     responses_per_prompt: Positive = 8
     """Responses a prompt, G."""
+    prompts_at_once: Positive | None = None
+    """Prompts whose responses are written together, their keys and values in memory; all of a step when left out. It
+    changes no response."""
     max_new_tokens: Positive = 64
     """Longest response, in tokens."""
     max_prompt_tokens: Positive | None = None

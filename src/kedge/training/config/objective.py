@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kedge.objective import Anchor, Correction, DivergenceMask, TrustRegion, refusal
+from kedge.objective import (
+    Adaptive,
+    Anchor,
+    Budget,
+    Controller,
+    Correction,
+    DivergenceMask,
+    Fixed,
+    TrustRegion,
+    refusal,
+)
 from kedge.training.config.section import Positive, Rate, Section, Unit
 
 
@@ -76,7 +86,7 @@ class TrustRegionConfig(Section):
     high: Rate = 0.2
     """The ratio is clipped above 1 + high."""
     dual: Annotated[float, Field(gt=1)] | None = None
-    """With clip: for negative advantages the surrogate is at least dual × advantage."""
+    """With clip and sequence: for negative advantages the surrogate is at least dual × advantage."""
     penalty: PenaltyConfig | None = None
     mask: MaskConfig | None = None
 
@@ -86,7 +96,7 @@ class TrustRegionConfig(Section):
 
     @model_validator(mode="after")
     def _acts(self) -> TrustRegionConfig:
-        if self.dual is not None and self.kind != "clip":
+        if self.dual is not None and self.kind not in ("clip", "sequence"):
             raise ValueError(f"dual does nothing with kind: {self.kind}")
         return self
 
@@ -133,6 +143,10 @@ class FixedConfig(Section):
     beta: Annotated[float, Field(ge=0)]
     """0: no anchor; its KL is measured all the same."""
 
+    def build(self) -> Controller:
+        """Give the objective's own type."""
+        return Fixed(beta=self.beta)
+
 
 class AdaptiveConfig(Section):
     """β follows KL/target with limited steps (Ziegler et al. 2019)."""
@@ -145,6 +159,10 @@ class AdaptiveConfig(Section):
     horizon: Rate = 10_000.0
     """Responses over which β adapts."""
     unit: Unit = "nats/token"
+
+    def build(self) -> Controller:
+        """Give the objective's own type."""
+        return Adaptive(beta=self.beta, target=self.target, horizon=self.horizon, unit=self.unit)
 
 
 class BudgetConfig(Section):
@@ -160,6 +178,20 @@ class BudgetConfig(Section):
     """Lower bound of β; a hundredth of its start when left out."""
     high: Rate | None = None
     """Upper bound of β; a hundred times its start when left out."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> BudgetConfig:
+        try:
+            self.build()
+        except ValueError as error:
+            raise ValueError(f"{error}; give beta, low and high so that they fit") from None
+        return self
+
+    def build(self) -> Controller:
+        """Give the objective's own type."""
+        names = ("beta", "low", "high")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return Budget(budget=self.budget, unit=self.unit, **given)
 
 
 class AnchorConfig(Section):

@@ -27,7 +27,9 @@ class Section(BaseModel):
     a written recipe can be read again.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     def idle(self) -> Mapping[str, str]:
         """Say which settings do nothing beside the others, and beside which: "with kind: none".

@@ -61,6 +61,15 @@ class _Stage(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     compute: ComputeConfig = ComputeConfig()
 
+    @model_validator(mode="after")
+    def _warms_up(self) -> _Stage:
+        if self.optimizer.warmup_steps > self.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) is more than steps ({self.steps}): the "
+                "learning rate would never be reached"
+            )
+        return self
+
     @property
     def updates_per_step(self) -> int:
         """Optimizer updates a step."""

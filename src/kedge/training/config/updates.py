@@ -20,7 +20,10 @@ class OptimizerConfig(Section):
     """Steps of linear warm-up."""
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Where linear and cosine schedules end, as a fraction of the peak."""
-    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.9, 0.95]
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [
+        0.9,
+        0.95,
+    ]
     """Decay of the two moments."""
     eps: Rate = 1e-8
     """Added to the root of the second moment."""
