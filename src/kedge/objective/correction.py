@@ -28,7 +28,7 @@ class Correction:
         high: Upper bound of the ratio; may be infinite.
 
     Raises:
-        ValueError: Unless 0 ≤ low < high.
+        ValueError: Unless high is above 0 and, for ``mask``, 0 ≤ low < high.
 
     Source: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training"
     (truncated weights); Zhao et al. 2025 (IcePop, masks).
