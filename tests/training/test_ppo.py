@@ -93,7 +93,7 @@ def test_the_critic_learns_what_a_policy_at_rest_is_worth(tmp_path: Path) -> Non
     assert found[-1]["critic/loss"] < found[0]["critic/loss"] / 4
 
 
-def test_unscorable_responses_teach_neither(tmp_path: Path) -> None:
+def test_unscorable_responses_teach_neither(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No reward at all: policy and critic stay bit for bit as they are, whatever the epochs."""
     reward = tmp_path / "nothing.py"
     reward.write_text("def nothing(prompts, completions, **columns):\n    return [None] * len(prompts)\n")
@@ -104,6 +104,7 @@ def test_unscorable_responses_teach_neither(tmp_path: Path) -> None:
     }
     run = kedge.train(recipe(tmp_path, stage)).stages["ppo"]
     assert [row["reward/unscorable_fraction"] for row in run.metrics] == [1.0, 1.0]
+    assert "warning: step 2: there is nothing to learn from" in " ".join(capsys.readouterr().err.split())
     assert all(row["gradient/norm"] == 0 and row["critic/gradient_norm"] == 0 for row in run.metrics)
     weights = load_state(run.model.resolve().parent)["work"]["critic"]["weights"]
     policy = load_file(run.model / "model.safetensors")

@@ -110,7 +110,7 @@ class RunDirectory:
         """Append samples to ``samples.jsonl``, all of them or, if the disk is full, none.
 
         Args:
-            rows: ``step``, ``kind`` ("evaluation" or "rollout"), ``prompt``, ``completion``, ``tokens``,
+            rows: ``step``, ``kind`` ("evaluation" or "skipped"), ``prompt``, ``completion``, ``tokens``,
                 ``kl`` (nats, one per token), ``reward``, ``rewards`` (by name), ``finished``.
 
         Raises:

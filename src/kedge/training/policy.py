@@ -33,6 +33,12 @@ VALUE_LOSS = "critic.loss"
 """What a critic on the policy's backbone adds to the scores of an update."""
 
 
+_NOTHING = (
+    "there is nothing to learn from: every response was cut by rollout.max_new_tokens and is masked "
+    "(rollout.truncated), or has no reward"
+)
+
+
 @dataclass
 class PolicyWork:
     """The steps of GRPO and PPO and what is carried from one to the next.
@@ -68,6 +74,8 @@ class PolicyWork:
             experience, metrics = self.gatherer.gather(step, self.loss())
             if step == 0:
                 metrics |= start_of_run(self.session, self.reference, self.scorer, experience.rollout)
+            if not bool(experience.learnt.any()):
+                self.session.progress.say(f"warning: step {step + 1}: {_NOTHING}")
             self.experience, self.metrics = experience, metrics
             self.collector.release()
         if self.stage.measures_old and self.old_head is None:
