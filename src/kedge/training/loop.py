@@ -114,6 +114,11 @@ class Session:
         moment = work.moment(self.step) if self.unrecorded is None else updated
         self.checkpoints.save(moment, self.model, self.tokenizer, state)
 
+    @property
+    def settled(self) -> bool:
+        """Whether no update is half done, which could not be gone on from."""
+        return not any(updater.unsettled for updater in self.updaters)
+
     def settle(self) -> None:
         """Take note that the updates done so far are whole, and counted by the work."""
         for updater in self.updaters:
@@ -166,9 +171,7 @@ def run_loop(session: Session, work: Work) -> None:
                 session.unrecorded = _step(session, work)
             _conclude(session, work, session.unrecorded)
     except Exception as error:
-        if begun and not any(
-            updater.unsettled for updater in session.updaters
-        ):  # nor is half an update saved
+        if begun and session.settled:
             session.save(work)
         if out_of_memory(error):
             raise RunError(_MEMORY.format(step=session.step + 1, error=error)) from error
