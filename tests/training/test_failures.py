@@ -70,6 +70,8 @@ def test_out_of_memory_in_any_pass_loses_nothing(
     name, count, metrics = whole
     with pytest.raises(RunError, match=r"out of memory in step \d: .*Lower compute\.micro_batch"):
         train(tmp_path, name, fails=int(place * count))
+    saved = list((tmp_path / "run" / name / "checkpoints").glob("step-*"))
+    assert saved or place < 0.5  # nothing, where the first evaluation has failed
     train(tmp_path, name, resume=True)
     found = without_clock(read_metrics(tmp_path / "run" / name))
     assert repr(found) == repr(metrics)
