@@ -168,14 +168,24 @@ def test_settings_that_are_not_in_the_recipes_train(change: dict[str, Any], tmp_
 
 
 def test_prompts_at_once_change_no_response(tmp_path: Path) -> None:
-    """Only how much is in memory: every pass of the rollout has fewer rows."""
-    rows = []
-    for at_once in (None, 1, 3):
+    """Only how many rows go through the model at once."""
+    tokenizer, rows = sums.tokenizer(), []
+    for at_once, most in ((None, 16), (1, 4), (3, 12)):
         folder = tmp_path / f"{at_once}"
         folder.mkdir()
         stage = {**GRPO, "steps": 1, "evaluation": None}
         stage["rollout"] = {**GRPO["rollout"], "prompts_at_once": at_once}
-        rows.append(kedge.train(recipe(folder, stage)).stages["grpo"].metrics[-1])
+        model = build_model(
+            len(tokenizer), hidden_size=32, layers=2, heads=2, context=48, seed=1, pad_id=0, eos_id=1
+        )
+        passes: list[tuple[int, int]] = []
+        model.get_decoder().register_forward_pre_hook(
+            lambda module, args, given, passes=passes: passes.append(tuple(given["input_ids"].shape)),
+            with_kwargs=True,
+        )
+        run = kedge.train(recipe(folder, stage), model=model, tokenizer=tokenizer)
+        rows.append(run.stages["grpo"].metrics[-1])
+        assert max(count for count, length in passes if length == 1) == most
     for row in rows[1:]:
         for name in ("reward/mean", "length/mean", "gradient/norm"):
             assert row[name] == pytest.approx(rows[0][name], rel=1e-5), name
