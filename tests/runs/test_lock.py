@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,12 +23,14 @@ with held(Path(sys.argv[1])):
 
 def test_a_folder_is_one_process_s_until_that_ends(tmp_path: Path) -> None:
     command = [sys.executable, "-c", CHILD, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
         assert child.stdout is not None
         assert child.stdout.readline() == "held\n"
         with pytest.raises(UserError, match="another process is at work on this run"), held(tmp_path):
             pass
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+    finally:
+        child.kill()
+        child.communicate()
     with held(tmp_path):
         pass
