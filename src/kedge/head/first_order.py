@@ -24,9 +24,7 @@ def first_order(instead: str) -> Callable[[Backward], Backward]:
     def guard(backward: Backward) -> Backward:
         @wraps(backward)
         def run(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
-            if (
-                torch.is_grad_enabled()
-            ):  # how autograd runs a backward pass that is to be differentiated itself
+            if torch.is_grad_enabled():  # as autograd runs what is to be differentiated itself
                 raise RuntimeError(
                     "kedge.head has first derivatives only here, and create_graph=True asks for a second: take "
                     f"{instead}, or leave create_graph out"

@@ -58,7 +58,7 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> 
     >>> multiply(a, b, out).item(), multiply(a, b, out, add=True).item()
     (11.0, 22.0)
     """
-    if left.dtype != out.dtype:
+    if (left.dtype, out.dtype) == (torch.bfloat16, torch.float32):
         _widened(left, right, out, add)
     elif _worth(left, right, out) and reachable(left, right, out) and (fast := onednn()) is not None:
         if add or not _better_turned(left, out):
