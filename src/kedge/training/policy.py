@@ -61,6 +61,8 @@ class PolicyWork:
     experience: Experience | None = None
     metrics: Metrics = field(default_factory=dict)
     updates: list[Metrics] = field(default_factory=list)
+    half: Metrics | None = None
+    """Of an update whose policy's part is done and whose critic's is to come."""
     old_head: Head | None = None
 
     def __post_init__(self) -> None:
@@ -102,6 +104,25 @@ class PolicyWork:
     def _update(self, step: int, experience: Experience) -> bool:
         """Do the next update; False if KL(old‖policy) has passed its limit."""
         batch = experience.select(self._minibatch(step, experience.rollout.group))
+        if self.half is None:
+            self.half = self._update_policy(step, batch)
+            self.session.settle()
+        if self.half is None:
+            return False
+        learnt = self.critic.update(step, batch) if self.critic is not None else {}
+        if any(updater.skipped_in_a_row for updater in self.session.updaters):
+            collector = self.collector
+            rows = describe(
+                batch.rollout, batch.rows.tolist(), batch.rewards, collector.prompts, collector.tokenizer
+            )
+            self.session.run.samples([{"step": step, "kind": "skipped", **row} for row in rows])
+        self.updates.append({**self.half, **learnt})
+        self.half = None
+        self.session.settle()
+        return True
+
+    def _update_policy(self, step: int, batch: Experience) -> Metrics | None:
+        """Do the policy's part of an update; None if KL(old‖policy) has passed its limit."""
         found: Metrics = {}
 
         def accumulate() -> float | None:
@@ -113,17 +134,8 @@ class PolicyWork:
         applied = self.session.updater.update(step, accumulate)
         if applied is None:
             self.metrics["kl/old_policy/exact"] = found["kl/old_policy/exact"]
-            return False
-        learnt = self.critic.update(step, batch) if self.critic is not None else {}
-        if any(updater.skipped_in_a_row for updater in self.session.updaters):
-            collector = self.collector
-            rows = describe(
-                batch.rollout, batch.rows.tolist(), batch.rewards, collector.prompts, collector.tokenizer
-            )
-            self.session.run.samples([{"step": step, "kind": "skipped", **row} for row in rows])
-        self.updates.append({**found, **applied, **learnt})
-        self.session.settle()
-        return True
+            return None
+        return {**found, **applied}
 
     def _minibatch(self, step: int, group: Tensor) -> Tensor:
         """Give the responses of the next update, the same whenever asked; each epoch has an order of its own."""
@@ -300,6 +312,7 @@ class PolicyWork:
             "experience": self.experience.state() if self.experience is not None else None,
             "metrics": self.metrics,
             "updates": self.updates,
+            "half": self.half,
             "old_head": {"weight": self.old_head.weight, "bias": self.old_head.bias}
             if self.old_head
             else None,
@@ -315,6 +328,6 @@ class PolicyWork:
             self.critic.restore(state["critic"])
         experience = state["experience"]
         self.experience = Experience.from_state(experience) if experience else None
-        self.metrics, self.updates = state["metrics"], state["updates"]
+        self.metrics, self.updates, self.half = state["metrics"], state["updates"], state["half"]
         if state["old_head"] is not None:
             self.old_head = replace(self.scorer.head(self.session.model), **state["old_head"])
