@@ -141,6 +141,7 @@ def test_lists_tuples_and_arrays_are_taken(value: Any) -> None:
         ([0.0, 0.0, math.nan, 0.0], r"returned nan for sample 2 \(prompt 'p2', completion 'bb'\)"),
         ([0.0, math.inf, 0.0, 0.0], r"returned inf for sample 1 \(prompt 'p1', completion 'a'\)"),
         ([0.0, 0.0, 0.0, -math.inf], "returned -inf for sample 3"),
+        ([0.0, 1e39, 0.0, 0.0], r"returned 1e\+39 for sample 1 .*within float32's range"),
         ([0.0, "1.0", 0.0, 0.0], "returned the string '1.0' for sample 1"),
         ([[0.0], 0.0, 0.0, 0.0], "returned a list for sample 0"),
         ([0.0, 0.0, 0.0, 1j], "returned a complex for sample 3"),
@@ -299,6 +300,14 @@ async def later(prompts: list[str], completions: list[str]) -> list[float]:
         ([("a", length, 1.0), ("a", length, 2.0)], {}, "two rewards are called 'a'"),
         ([("a", length, 0.0)], {}, "every reward has weight 0"),
         ([("a", length, math.nan)], {}, "its weight is nan"),
+        *(
+            (
+                [(name, length, 1.0), ("b", length, 1.0)],
+                {},
+                f"reward '{name}': metrics of all rewards together",
+            )
+            for name in ("total", "mean", "std", "unscorable_fraction", "b_se")
+        ),
         ([("a", later, 1.0)], {}, "is async"),
         ([("a", length, 1.0)], {"time_limit": 0.0}, "time_limit must be positive"),
         ([("a", length, 1.0)], {"max_consecutive_drops": 0}, "at least 1"),

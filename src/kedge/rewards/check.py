@@ -14,6 +14,8 @@ RESERVED = ("prompts", "completions")
 ON_REQUEST = ("prompt_ids", "completion_ids", "completion_finished")
 """Token ids of prompts and responses, as TRL calls them, and whether a response ended by itself."""
 _SHOWN = 80
+_LARGEST = 3.4028234663852886e38
+"""The largest float32: rewards are kept in the policy's precision."""
 
 
 def accepted_columns(name: str, function: Callable[..., Any], columns: Iterable[str]) -> list[str]:
@@ -87,13 +89,13 @@ def _number(name: str, value: Any, index: int, prompt: Any, completion: Any) -> 
     what = None
     if not isinstance(plain, (bool, int, float)):
         what = _a(value)
-    elif not math.isfinite(plain):
+    elif not abs(plain) <= _LARGEST:
         what = str(plain)
     if what is None:
         return float(plain)
     raise RewardError(
         f"reward {name!r} returned {what} for sample {index} (prompt {_shown(prompt)}, completion "
-        f"{_shown(completion)}); return a finite number, or None for what cannot be scored",
+        f"{_shown(completion)}); return a number within float32's range, or None for what cannot be scored",
         name,
         sample=index,
     )

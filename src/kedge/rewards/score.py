@@ -14,6 +14,9 @@ from kedge.rewards.check import ON_REQUEST, RESERVED, accepted_columns, checked_
 from kedge.rewards.failure import RewardError, RewardTimeoutError
 from kedge.rewards.limit import TimedOut, call
 
+_TAKEN = frozenset({"total", "mean", "std", "unscorable_fraction"})
+"""Names that the sum of all rewards has in batches, metrics and samples."""
+
 
 class WeightedReward(NamedTuple):
     """A reward function under the name that its metrics have."""
@@ -145,6 +148,11 @@ class RewardSet:
         if twice:
             raise UserError(f"two rewards are called {min(twice)!r}; give one of them another name")
         for name, function, weight, _ in self.rewards:
+            if name in _TAKEN or name.endswith("_se"):
+                raise UserError(
+                    f"reward {name!r}: metrics of all rewards together, and standard errors (…_se), have names like "
+                    "this; give it another by `name`"
+                )
             if not callable(function):
                 raise UserError(f"reward {name!r} is a {type(function).__name__}, not a function")
             if inspect.iscoroutinefunction(function):
