@@ -84,6 +84,14 @@ def test_refused(make: object) -> None:
         make()  # type: ignore[operator]
 
 
+def test_no_step_may_take_an_adaptive_beta_to_zero() -> None:
+    controller = Adaptive(beta=0.1, target=0.1, horizon=10.0, unit="nats/token")
+    assert controller.update(0.0, responses=49) == pytest.approx(0.1 * 0.02)
+    with pytest.raises(ValueError, match="must be above 10 where a step has 50"):
+        controller.update(0.0, responses=50)
+    assert controller.beta > 0
+
+
 def test_a_nan_kl_is_refused() -> None:
     with pytest.raises(ValueError, match="the KL is NaN"):
         Budget(0.1).update(math.nan, responses=1)

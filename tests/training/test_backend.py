@@ -22,7 +22,8 @@ CPU = torch.device("cpu")
 def test_little_work_is_not_compiled() -> None:
     assert backend.head_backend(ComputeConfig(), 1e9, CPU) == "chunked"
     assert backend.head_backend(ComputeConfig(), 1e11, CPU) == "compiled"
-    assert backend.head_backend(ComputeConfig(compile_head=False), 1e11, CPU) == "chunked"
+    assert backend.head_backend(ComputeConfig(compile_head=False), 1e11, CPU) == "auto"
+    assert backend.head_backend(ComputeConfig(compile_head=False), 1e11, torch.device("cuda")) == "auto"
     assert backend.head_backend(ComputeConfig(compile_head=True), 1.0, CPU) == "compiled"
 
 

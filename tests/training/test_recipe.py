@@ -11,6 +11,7 @@ from kedge import recipes
 from kedge.cli import main
 from kedge.errors import UserError
 from kedge.training import load_recipe, parse_recipe, validate_recipe
+from kedge.training.config import GrpoStage
 from kedge.training.manual import manual
 
 GOOD = """\
@@ -199,6 +200,37 @@ BAD |= {
     ),
 }
 
+CONTROLLER = "      controller: {kind: fixed, beta: 0.1}\n"
+
+BAD |= {
+    "a horizon shorter than a step": (
+        changed(CONTROLLER, "      controller: {kind: adaptive, target: 0.1, horizon: 25}\n"),
+        "anchor.controller.horizon counts responses and must be above 25.6 where a step has 128",
+    ),
+    "weights of the old policy itself": (
+        changed(CONTROLLER, CONTROLLER + "      gradient: sequence\n      weights: prefix\n"),
+        "anchor.weights does nothing with one update a step",
+    ),
+    "a true distribution for nothing": (
+        changed("method: sft\n", "method: sft\n    true_log_prob: kedge.tasks.prose:log_prob\n"),
+        "true_log_prob does nothing without evaluation",
+    ),
+    "a time limit of models": (
+        WITH_REWARD.replace(FUNCTION, "        - model: scores\n      time_limit: 5.0\n"),
+        "time_limit does nothing where every reward is a model",
+    ),
+    "equal groups beside a batch": (
+        changed(
+            CONTROLLER, CONTROLLER + "    advantage: {kind: batch}\n    rollout: {resample_equal_groups: 1}\n"
+        ),
+        "advantage.kind: batch compares them with the others",
+    ),
+    "a critic that never warms up": (
+        changed("method: grpo\n", "method: ppo\n    critic: {optimizer: {warmup_steps: 11}}\n"),
+        "critic.optimizer.warmup_steps (11) is more than steps (10)",
+    ),
+}
+
 
 @pytest.mark.parametrize(("text", "expected"), BAD.values(), ids=BAD.keys())
 def test_bad_recipe(text: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -267,6 +299,29 @@ def test_bad_override(override: str, expected: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_recipe(GOOD, source="r.yaml", overrides=[override])
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("mode", "aggregation", "expected"),
+    [
+        ("token_mean", "token", None),
+        ("token_mean", "response", "β counts mean length times"),
+        ("sequence_mean", "response", "β counts mean length times"),
+        ("constant", "response", None),
+        ("constant", "token", "β counts 64/mean length times"),
+    ],
+)
+def test_beta_counts_as_it_says_where_both_are_averaged_alike(
+    mode: str, aggregation: str, expected: str | None
+) -> None:
+    def stage(beta: float) -> GrpoStage:
+        anchor = {"aggregation": aggregation, "controller": {"kind": "fixed", "beta": beta}}
+        tree = {"name": "a", "method": "grpo", "steps": 1, "data": {"task": "sums"}, "anchor": anchor}
+        return GrpoStage.model_validate({**tree, "aggregation": {"mode": mode}})
+
+    found = stage(0.1).averaged_apart
+    assert found is None if expected is None else expected in str(found)
+    assert stage(0.0).averaged_apart is None  # no anchor, only its KL
 
 
 def test_where_a_stage_starts() -> None:

@@ -1,7 +1,7 @@
 """Every masked sum, mean or normaliser over packed response tokens.
 
 Tokens of all responses lie one after the other in tensors of length N; ``lengths`` says how many belong to
-each of the R responses. No other file of Kedge divides by a number of tokens or responses.
+each of the R responses. No other part of a loss is divided by a number of tokens or responses.
 """
 
 from __future__ import annotations

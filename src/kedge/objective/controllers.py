@@ -11,7 +11,10 @@ Unit = Literal["nats/token", "nats/response"]
 
 @runtime_checkable
 class Controller(Protocol):
-    """Sets β from the KL that it weighs: KL(policy‖reference) after each step, for a penalty KL(old‖policy).
+    """Sets β from the KL that it weighs: KL(policy‖reference), for a penalty KL(old‖policy).
+
+    The first is measured on a step's responses, as the policy wrote them, and β then serves the next step; the second
+    after the step's updates.
 
     ``unit`` says what ``update`` expects: ``nats/token`` is the sum over all response tokens of the batch
     divided by their number, ``nats/response`` the same sum divided by the number of responses.
@@ -21,7 +24,7 @@ class Controller(Protocol):
 
     @property
     def beta(self) -> float:
-        """β for the next update, in reward per nat."""
+        """β for the next update, in units of the advantage per nat."""
 
     def update(self, kl: float, *, responses: int) -> float:
         """Take in the KL of a step, measured on ``responses`` responses; return the new β."""
@@ -37,7 +40,7 @@ class Fixed:
     """A constant β.
 
     Args:
-        beta: β ≥ 0, in reward per nat.
+        beta: β ≥ 0, in units of the advantage per nat.
         unit: In which the KL is reported.
 
     Raises:
@@ -72,13 +75,14 @@ class Adaptive:
     with n the responses since the last update (implementations differ: some count prompts, some steps).
 
     Args:
-        beta: β > 0 at the start, in reward per nat.
+        beta: β > 0 at the start, in units of the advantage per nat.
         target: KL to hold, in ``unit``.
         horizon: Responses over which a β that errs by the limit would move by a fifth.
         unit: Of the target and of the KL.
 
     Raises:
-        ValueError: β, target or horizon is not above 0, or not finite.
+        ValueError: β, target or horizon is not above 0, or not finite; or, from ``update``, the horizon is so short
+            that one step could take β to 0.
 
     Source: Ziegler et al. 2019, arXiv 1909.08593, section 2.2.
 
@@ -96,9 +100,19 @@ class Adaptive:
 
     def update(self, kl: float, *, responses: int) -> float:
         """Take in the KL of a step; return the new β."""
+        if responses * self.LIMIT >= self.horizon:
+            raise ValueError(self.too_short(responses))
         error = min(max(_kl(kl) / self.target - 1, -self.LIMIT), self.LIMIT)
-        self.beta *= max(1 + error * responses / self.horizon, 0.0)
+        self.beta *= 1 + error * responses / self.horizon
         return self.beta
+
+    @classmethod
+    def too_short(cls, responses: int) -> str:
+        """Say how long the horizon must be for a step of so many responses: β would not come back from 0."""
+        return (
+            f"horizon counts responses and must be above {cls.LIMIT * responses:g} where a step has {responses}: one "
+            "step may take β to 0 otherwise, where it stays"
+        )
 
     def state_dict(self) -> dict[str, float]:
         """Return β."""
@@ -118,7 +132,7 @@ class HalvingDoubling:
     within [low, high]: an update that cannot use its target up does not wind β down without end.
 
     Args:
-        beta: β > 0 at the start, in reward per nat.
+        beta: β > 0 at the start, in units of the advantage per nat.
         target: KL > 0 that each policy update is to use, in ``unit``.
         unit: Of the target and of the KL.
         low: Lower bound of β, beta/2²⁰ when left out.
@@ -185,7 +199,8 @@ class Budget:
     Args:
         budget: How far the policy may go, in ``unit``.
         unit: Of the budget and of the KL.
-        beta: exp(I) at the start, in reward per nat; 1 for nats/token and 0.1 for nats/response when left out.
+        beta: exp(I) at the start, in units of the advantage per nat; 1 for nats/token and 0.1 for nats/response when
+            left out.
         low: Lower bound of β, beta/100 when left out; where β stays there the constraint is slack.
         high: Upper bound of β, 100·beta when left out.
 
@@ -223,7 +238,7 @@ class Budget:
 
     @property
     def beta(self) -> float:
-        """β for the next update, in reward per nat."""
+        """β for the next update, in units of the advantage per nat."""
         return math.exp(self._bounded(self._integral + self.DAMPING * (self._violation or 0.0)))
 
     def update(self, kl: float, *, responses: int) -> float:

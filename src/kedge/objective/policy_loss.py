@@ -73,9 +73,9 @@ class PolicyLoss:
     Args:
         trust_region: Which surrogate.
         anchor: How the reference holds the policy.
-        beta: β ≥ 0, in reward per nat; at 0 the anchor is not computed.
-        entropy_coefficient: Of the exact entropy bonus, in reward per nat, ≥ 0.
-        penalty: Of KL(old‖policy) over the vocabulary, in reward per nat, ≥ 0; at 0 it is not computed.
+        beta: β ≥ 0, in units of the advantage per nat; at 0 the anchor is not computed.
+        entropy_coefficient: Of the exact entropy bonus, in units of the advantage per nat, ≥ 0.
+        penalty: Of KL(old‖policy) over the vocabulary, in units of the advantage per nat, ≥ 0; at 0 it is not computed.
         mask: What drops out of the surrogate where the policy has gone too far; None: nothing.
 
     Raises:

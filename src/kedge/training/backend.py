@@ -24,7 +24,7 @@ def head_backend(compute: ComputeConfig, logits: float | int, device: torch.devi
     if compute.compile_head is None:
         return fastest_backend(logits, device)
     if not compute.compile_head:
-        return "chunked"
+        return "auto"  # a GPU's kernels need no compiling
     if device.type == "cpu" and not compiler_found():
         raise UserError(
             "compute.compile_head: there is no working C++ compiler on this machine; install one (g++), or set it "

@@ -48,11 +48,14 @@ class RewardsConfig(Section):
     on_error: Literal["stop", "drop"] = "stop"
     """stop: save and stop. drop: score one by one and count the culprits as unscorable."""
     max_consecutive_drops: Positive = 8
-    """With `drop`: this many steps in a row with a culprit stop the run."""
+    """With `drop`: this many calls of the rewards in a row with a culprit stop the run, and so do this many responses
+    in a row on which a function hangs."""
 
     def idle(self) -> Mapping[str, str]:
-        """Nothing is dropped by a run that stops."""
-        return {"max_consecutive_drops": "with on_error: stop"} if self.on_error == "stop" else {}
+        """Nothing is dropped by a run that stops, and models have no time limit."""
+        stops = {"max_consecutive_drops": "with on_error: stop"} if self.on_error == "stop" else {}
+        models = all(each.model is not None for each in self.functions)
+        return stops | ({"time_limit": "where every reward is a model"} if models else {})
 
 
 class RolloutConfig(Section):
@@ -81,7 +84,8 @@ class RolloutConfig(Section):
     truncation_penalty: Annotated[float, Field(gt=0)] | None = None
     """With `penalise`: taken from the reward of a response that was cut."""
     resample_equal_groups: NonNegative = 0
-    """Times that prompts whose responses all got equal rewards are replaced by fresh ones (DAPO)."""
+    """Times that prompts are replaced by fresh ones (DAPO) whose responses got equal rewards, penalties taken off, or
+    of which none is learnt from."""
 
     @model_validator(mode="after")
     def _meaningful(self) -> RolloutConfig:

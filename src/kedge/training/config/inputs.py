@@ -80,7 +80,7 @@ class BuildConfig(Section):
     layers: Positive = 4
     """Transformer blocks."""
     heads: Positive = 4
-    """Attention heads; divides hidden_size."""
+    """Attention heads; hidden_size is an even multiple of it."""
     intermediate_size: Positive | None = None
     """Width of the feed-forward block; 3 × hidden_size when left out."""
     context: Positive = 128

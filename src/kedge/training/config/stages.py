@@ -7,10 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from kedge.objective import Adaptive
 from kedge.training.config.critic import CriticConfig, GaeConfig
 from kedge.training.config.experience import RewardsConfig, RolloutConfig
 from kedge.training.config.inputs import ExamplesConfig, PromptsConfig, ReferenceConfig
 from kedge.training.config.objective import (
+    AdaptiveConfig,
     AdvantageConfig,
     AggregationConfig,
     AnchorConfig,
@@ -63,11 +65,7 @@ class _Stage(Section):
 
     @model_validator(mode="after")
     def _warms_up(self) -> _Stage:
-        if self.optimizer.warmup_steps > self.steps:
-            raise ValueError(
-                f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) is more than steps ({self.steps}): the "
-                "learning rate would never be reached"
-            )
+        _require_warm("optimizer", self.optimizer, self.steps)
         return self
 
     @property
@@ -91,6 +89,14 @@ class SftStage(_Stage):
     """`module:function`, log-probability of a completion under the data's true distribution, where it is known."""
     evaluation: SftEvaluationConfig | None = None
 
+    @model_validator(mode="after")
+    def _evaluates(self) -> SftStage:
+        if self.true_log_prob is not None and self.evaluation is None:
+            raise ValueError(
+                "true_log_prob does nothing without evaluation, which splits the cross-entropy by it"
+            )
+        return self
+
 
 class PolicyStage(_Stage):
     """What policy optimisation has, whatever its advantages come from."""
@@ -105,7 +111,7 @@ class PolicyStage(_Stage):
     correction: CorrectionConfig = CorrectionConfig()
     aggregation: AggregationConfig = AggregationConfig()
     entropy_bonus: Annotated[float, Field(ge=0)] = 0.0
-    """Coefficient of the exact entropy, in reward units per nat."""
+    """Coefficient of the exact entropy, in units of the advantage per nat."""
     epochs: Positive = 1
     """Passes over the responses of a step."""
     minibatches: Positive = 1
@@ -122,7 +128,8 @@ class PolicyStage(_Stage):
         region = self.trust_region
         penalised = region.penalty is not None and region.penalty.beta > 0  # of 0, it measures
         settings = ("kind", "low", "high", "dual", "mask", *(("penalty",) if penalised else ()))
-        names = ("old_kl_limit", *(f"trust_region.{name}" for name in settings))
+        weighted = ("anchor.weights",) if self.anchor.weights == "prefix" else ()
+        names = ("old_kl_limit", *weighted, *(f"trust_region.{name}" for name in settings))
         return dict.fromkeys(names, AT_THE_OLD_POLICY)
 
     @model_validator(mode="after")
@@ -137,6 +144,11 @@ class PolicyStage(_Stage):
                 f"minibatches ({self.minibatches}) does not divide {what}. Near values that do: "
                 f"{', '.join(map(str, near))}"
             )
+        horizon = (
+            self.anchor.controller.horizon if isinstance(self.anchor.controller, AdaptiveConfig) else None
+        )
+        if horizon is not None and horizon <= Adaptive.LIMIT * self.responses_per_step:
+            raise ValueError(f"anchor.controller.{Adaptive.too_short(self.responses_per_step)}")
         if self.anchor.baseline and self.rollout.responses_per_prompt == 1:
             raise ValueError(
                 "anchor.baseline averages the other responses to the prompt, and responses_per_prompt is 1: leave it "
@@ -150,6 +162,26 @@ class PolicyStage(_Stage):
         if self.aggregation.mode != "constant":
             return None
         return self.aggregation.constant_length or self.rollout.max_new_tokens
+
+    @property
+    def averaged_apart(self) -> str | None:
+        """Say how β counts where the anchor is averaged in another way than what it is weighed against."""
+        if self.anchor.placement == "reward" or self.anchor.controller.build().beta == 0:
+            return None
+        mode, per_token = self.aggregation.mode, self.anchor.unit == "nats/token"
+        if mode == "constant" and per_token:
+            return (
+                f"the anchor is a mean over tokens, the reward's term is divided by {self.constant_length} tokens a "
+                f"response (aggregation.mode: constant): β counts {self.constant_length}/mean length times; "
+                "anchor.aggregation: response averages both alike"
+            )
+        if mode != "constant" and not per_token:
+            return (
+                "the anchor is a mean over responses of their whole KL, the reward's term a mean over tokens "
+                f"(aggregation.mode: {mode}): β counts mean length times; aggregation.mode: constant averages both "
+                "over responses, anchor.aggregation: token both over tokens"
+            )
+        return None
 
     @property
     def whole_groups(self) -> bool:
@@ -190,6 +222,11 @@ class GrpoStage(PolicyStage):
 
     @model_validator(mode="after")
     def _compares(self) -> GrpoStage:
+        if self.advantage.kind == "batch" and self.rollout.resample_equal_groups:
+            raise ValueError(
+                "rollout.resample_equal_groups replaces groups whose equal rewards teach a comparison nothing; "
+                "advantage.kind: batch compares them with the others: leave it out"
+            )
         if self.advantage.kind != "batch" and self.rollout.responses_per_prompt == 1:
             raise ValueError(
                 f"advantage.kind: {self.advantage.kind} compares the responses of one prompt and "
@@ -211,6 +248,11 @@ class PpoStage(PolicyStage):
         return {**super().idle(), **once}
 
     @model_validator(mode="after")
+    def _critic_warms_up(self) -> PpoStage:
+        _require_warm("critic.optimizer", self.critic.optimizer, self.steps)
+        return self
+
+    @model_validator(mode="after")
     def _learns_from_all(self) -> PpoStage:
         if self.rollout.resample_equal_groups:
             raise ValueError(
@@ -218,3 +260,11 @@ class PpoStage(PolicyStage):
                 "a critic learns from them: leave it out"
             )
         return self
+
+
+def _require_warm(section: str, optimizer: OptimizerConfig, steps: int) -> None:
+    if optimizer.warmup_steps > steps:
+        raise ValueError(
+            f"{section}.warmup_steps ({optimizer.warmup_steps}) is more than steps ({steps}): the learning rate would "
+            "never be reached"
+        )

@@ -15,7 +15,8 @@ class OptimizerConfig(Section):
     learning_rate: Rate = 1e-5
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up: constant, or down to `final_fraction` of the peak at the last step."""
+    """After the warm-up: constant, or down to `final_fraction` of the peak, which the step after the last would
+    have."""
     warmup_steps: NonNegative = 0
     """Steps of linear warm-up."""
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -64,6 +65,6 @@ class ComputeConfig(Section):
     compile_head: bool | None = None
     """Fuse the head's element-wise work by torch's compiler (on a CPU it needs a C++ compiler), which takes some ten
     seconds at the start; when left out, on a CPU where the stage makes more than ten billion logits. GPUs have kernels
-    of their own, which true replaces."""
+    of their own, which true replaces and false keeps."""
     head_chunk_rows: Positive | None = None
     """Rows of logits made at a time; chosen by shape when left out."""
