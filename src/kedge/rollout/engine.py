@@ -118,8 +118,7 @@ class Rollout:
         prompts, group = torch.unique(self.group[responses], return_inverse=True)
         prompt_lengths, response_lengths = self.prompt_lengths[prompts], self.response_lengths[responses]
         offsets = self.prompt_lengths.cumsum(0) - self.prompt_lengths
-        starts = self.response_lengths.cumsum(0) - self.response_lengths
-        chosen = _ranges(starts[responses], response_lengths)
+        chosen = self.rows(responses)
         return Rollout(
             prompt_tokens=self.prompt_tokens[_ranges(offsets[prompts], prompt_lengths)],
             prompt_lengths=prompt_lengths,
@@ -130,6 +129,15 @@ class Rollout:
             sampler_log_probs=self.sampler_log_probs[chosen],
             finished=self.finished[responses],
         )
+
+    def rows(self, responses: Int[Tensor, " r"]) -> Int[Tensor, " n"]:
+        """Locate the tokens of the named responses, in that order, among all response tokens.
+
+        >>> _example().rows(torch.tensor([1, 0])).tolist()
+        [1, 2, 0]
+        """
+        starts = self.response_lengths.cumsum(0) - self.response_lengths
+        return _ranges(starts[responses], self.response_lengths[responses])
 
     def to(self, device: torch.device | str) -> Rollout:
         """Return the same rollout on another device."""

@@ -17,6 +17,7 @@ from kedge.data import Order
 from kedge.rewards import RewardSet
 from kedge.rollout import Rollout, SamplingConfig, concatenate, generate
 from kedge.runs.seeds import generator
+from kedge.training.config import RolloutConfig
 from kedge.training.prompts import Prompts
 from kedge.training.scoring import arithmetic
 
@@ -88,14 +89,10 @@ class Collector:
     tokenizer: PreTrainedTokenizerBase
     prompts: Prompts
     rewards: RewardSet
-    sampling: SamplingConfig
-    prompts_per_step: int
-    resample_equal_groups: int
+    rollout: RolloutConfig
     seed: int
     log: Callable[[str], None]
     """Told of every reward that failed and was dropped."""
-    prompts_at_once: int | None = None
-    """How many are rolled out together; all that a step needs if None."""
     precision: str = "float32"
     order: Order = field(init=False)
     position: int = 0
@@ -111,7 +108,8 @@ class Collector:
     def collect(self, step: int) -> tuple[Batch, dict[str, float]]:
         """Give one step's batch, replacing groups with equal rewards as often as asked, and its metrics."""
         rolling = 0.0
-        while (missing := self.prompts_per_step - sum(len(batch.rows) for batch in self.kept)) > 0:
+        needed = self.rollout.prompts_per_step
+        while (missing := needed - sum(len(batch.rows) for batch in self.kept)) > 0:
             started = time.perf_counter()
             if self.unrewarded is None:
                 self.unrewarded = self._roll_out(missing, step)
@@ -119,7 +117,7 @@ class Collector:
             self._keep(reward(self.unrewarded, self.prompts, self.rewards, self.tokenizer, self.log))
             self.unrewarded = None
         metrics = {"seconds/rollout": rolling}
-        if self.resample_equal_groups:
+        if self.rollout.resample_equal_groups:
             metrics["rollout/times_resampled"] = float(self.attempt - 1)
         return join(self.kept).by_length(), metrics
 
@@ -130,9 +128,10 @@ class Collector:
     def _keep(self, batch: Batch) -> None:
         """Keep the groups that teach something; all of them once the attempts are used up."""
         self.attempt += 1
-        if self.attempt <= self.resample_equal_groups:
-            equal = equal_groups(batch.rewards["total"], batch.rollout.group, len(batch.rows))
-            chosen = torch.nonzero(~equal).flatten().tolist()
+        if self.attempt <= self.rollout.resample_equal_groups:
+            worth, learn = worth_of(batch, self.rollout), learnt_from(batch, self.rollout)
+            teaching = teaching_groups(worth, learn, batch.rollout.group, len(batch.rows))
+            chosen = torch.nonzero(teaching).flatten().tolist()
             if not chosen:
                 return
             batch = batch.groups(chosen)
@@ -144,7 +143,12 @@ class Collector:
         draw = generator(self.seed, "rollout", step, self.attempt, device=self.model.device)
         with arithmetic(self.model, self.precision):
             rollout = generate(
-                self.model, self.tokenizer, tokens, self.sampling, draw, batch_size=self.prompts_at_once
+                self.model,
+                self.tokenizer,
+                tokens,
+                sampling_of(self.rollout),
+                draw,
+                batch_size=self.rollout.prompts_at_once,
             )
         self.position += count  # only now: a rollout that fails is made again, of the same prompts
         return Batch(rollout, rows)
@@ -209,17 +213,44 @@ def decode(rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in rollout.responses()]
 
 
-def equal_groups(total: Float[Tensor, " R"], group: Tensor, count: int) -> Bool[Tensor, " B"]:
-    """Groups from which nothing can be learnt: all scorable rewards equal, or fewer than two.
+def sampling_of(config: RolloutConfig) -> SamplingConfig:
+    """How a stage draws its responses."""
+    return SamplingConfig(
+        responses_per_prompt=config.responses_per_prompt,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        stop=tuple(config.stop),
+    )
 
-    >>> equal_groups(torch.tensor([1.0, 1.0, 0.0, 1.0]), torch.tensor([0, 0, 1, 1]), 2).tolist()
-    [True, False]
+
+def worth_of(batch: Batch, config: RolloutConfig) -> Float[Tensor, " R"]:
+    """Reward of each response, less what being cut costs; NaN: unscorable."""
+    total = batch.rewards["total"]
+    if config.truncation_penalty is None:
+        return total
+    return total - config.truncation_penalty * (~batch.rollout.finished)
+
+
+def learnt_from(batch: Batch, config: RolloutConfig) -> Bool[Tensor, " R"]:
+    """Responses that take part in the policy loss."""
+    scorable = ~batch.rewards["total"].isnan()
+    return scorable & batch.rollout.finished if config.truncated == "mask" else scorable
+
+
+def teaching_groups(
+    worth: Float[Tensor, " R"], learn: Bool[Tensor, " R"], group: Tensor, count: int
+) -> Bool[Tensor, " B"]:
+    """Groups from which a comparison learns: scorable rewards that differ, and a response that is learnt from.
+
+    >>> learn, group = torch.tensor([True, True, True, True, False, False]), torch.tensor([0, 0, 1, 1, 2, 2])
+    >>> teaching_groups(torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 1.0]), learn, group, 3).tolist()
+    [False, True, False]
     """
     flags = []
     for index in range(count):
-        values = total[group == index]
-        values = values[~values.isnan()]
-        flags.append(len(values) < 2 or bool((values == values[0]).all()))
+        here = group == index
+        values = worth[here & ~worth.isnan()]
+        flags.append(bool(learn[here].any()) and bool((values != values[0]).any()))
     return torch.tensor(flags)
 
 

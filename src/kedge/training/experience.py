@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -46,7 +45,7 @@ class Experience:
 
     def select(self, responses: Int[Tensor, " r"]) -> Experience:
         """Take some responses, in the order given."""
-        tokens = rows_of(self.rollout.response_lengths, responses)
+        tokens = self.rollout.rows(responses)
 
         def chosen(values: Tensor | None) -> Tensor | None:
             return values[tokens] if values is not None else None
@@ -78,14 +77,3 @@ class Experience:
     def from_state(cls, state: Mapping[str, Any]) -> Experience:
         """Restore ``state``."""
         return cls(**{**state, "rollout": Rollout.from_state(state["rollout"])})
-
-
-def rows_of(lengths: Int[Tensor, " R"], responses: Int[Tensor, " r"]) -> Int[Tensor, " n"]:
-    """Positions, among all packed tokens, of the tokens of some responses.
-
-    >>> rows_of(torch.tensor([2, 1, 3]), torch.tensor([2, 0])).tolist()
-    [3, 4, 5, 0, 1]
-    """
-    ends = lengths.cumsum(0)
-    spans = [torch.arange(int(ends[i] - lengths[i]), int(ends[i])) for i in responses.tolist()]
-    return torch.cat(spans).to(lengths.device) if spans else lengths.new_zeros(0)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from kedge.objective import PolicyLoss, correction_weights
 from kedge.rollout import Rollout
-from kedge.training.collect import Batch, Collector
+from kedge.training.collect import Collector, learnt_from, worth_of
 from kedge.training.config import GrpoStage, PpoStage
 from kedge.training.credit import Credit, Rewarded, critic_credit, group_credit
 from kedge.training.critic import CriticWork
@@ -54,8 +54,8 @@ class Gatherer:
                 self.stage.correction.build(),
             )
             metrics["correction/weight_mean"] = float(correction.mean())
-        learn = self._learn(batch)
-        credit = self._credit(Rewarded(rollout, self._total(batch), learn, old, loss), hidden)
+        worth, learn = worth_of(batch, self.stage.rollout), learnt_from(batch, self.stage.rollout)
+        credit = self._credit(Rewarded(rollout, worth, learn, old, loss), hidden)
         metrics |= credit.metrics
         metrics["seconds/score"] = time.perf_counter() - started
         experience = Experience(
@@ -109,20 +109,6 @@ class Gatherer:
             return group_credit(self.stage.advantage, given)
         assert self.critic is not None  # a PPO stage has one
         return critic_credit(self.stage.advantage, given, self.critic.values(given.rollout, hidden))
-
-    def _total(self, batch: Batch) -> Float[Tensor, " R"]:
-        """Reward of each response, less what being cut costs."""
-        total = batch.rewards["total"].clone()
-        if self.stage.rollout.truncation_penalty is not None:
-            total = total - self.stage.rollout.truncation_penalty * (~batch.rollout.finished)
-        return total
-
-    def _learn(self, batch: Batch) -> Tensor:
-        """Responses that take part in the policy loss."""
-        learn = ~batch.rewards["total"].isnan()
-        if self.stage.rollout.truncated == "mask":
-            learn = learn & batch.rollout.finished
-        return learn
 
 
 def _of_policy(outputs: frozenset[str]) -> frozenset[str]:

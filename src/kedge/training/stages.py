@@ -22,11 +22,10 @@ from kedge.models import (
     usable_vocabulary,
 )
 from kedge.objective import Controller, Fixed, HalvingDoubling, caution
-from kedge.rollout import SamplingConfig
 from kedge.runs import RunDirectory, atomic_directory, environment
 from kedge.runs.interrupt import Interrupt
 from kedge.training.backend import head_backend, policy_logits, sft_logits
-from kedge.training.collect import Collector
+from kedge.training.collect import Collector, sampling_of
 from kedge.training.config import (
     GrpoStage,
     PenaltyConfig,
@@ -130,16 +129,14 @@ def policy_work(
     rescaled = isinstance(stage, GrpoStage) and stage.advantage.kind in ("group", "batch")
     if (warning := caution(stage.anchor.build(), rescaled=rescaled)) is not None:
         _tell(session, f"warning: {warning}")
+    if (apart := stage.averaged_apart) is not None:
+        _tell(session, f"note: {apart}")
     vocabulary = usable_vocabulary(session.model, session.tokenizer)
     tokens = head_of(session.model, vocabulary=vocabulary).tokens
     backend = head_backend(stage.compute, policy_logits(stage, tokens), session.device)
-    scorer = Scorer(stage.compute, stage.rollout.temperature, vocabulary, backend)
-    sampling = SamplingConfig(
-        responses_per_prompt=stage.rollout.responses_per_prompt,
-        max_new_tokens=stage.rollout.max_new_tokens,
-        temperature=stage.rollout.temperature,
-        stop=tuple(stage.rollout.stop),
-    )
+    scorer = Scorer(
+        stage.compute, stage.rollout.temperature, tokens, backend
+    )  # the reference may have more rows
     return PolicyWork(
         session=session,
         stage=stage,
@@ -150,10 +147,7 @@ def policy_work(
             tokenizer=session.tokenizer,
             prompts=inputs.train,
             rewards=inputs.rewards,
-            sampling=sampling,
-            prompts_per_step=stage.rollout.prompts_per_step,
-            prompts_at_once=stage.rollout.prompts_at_once,
-            resample_equal_groups=stage.rollout.resample_equal_groups,
+            rollout=stage.rollout,
             seed=session.seed,
             log=session.run.log,
             precision=stage.compute.precision,
@@ -226,11 +220,10 @@ def _evaluator(
     config = stage.evaluation
     if config is None or inputs.heldout is None:
         return None
-    sampling = SamplingConfig(
+    sampling = replace(
+        sampling_of(stage.rollout),
         responses_per_prompt=config.responses_per_prompt,
-        max_new_tokens=stage.rollout.max_new_tokens,
         temperature=config.temperature,
-        stop=tuple(stage.rollout.stop),
     )
     return PolicyEvaluator(
         config=config,
