@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,8 @@ from kedge.errors import RunError
 from kedge.models import build_model
 from kedge.runs import read_metrics
 from kedge.tasks import sums
-from tests.training.small import GRPO, PPO, recipe, without_clock
+from kedge.training.progress import PlainProgress
+from tests.training.small import GRPO, PPO, SFT, recipe, without_clock
 
 FEW = {"steps": 2, "epochs": 2, "minibatches": 2, "old_kl_limit": 10.0, "checkpoint": {"every": 50}}
 BASES = {
@@ -95,3 +100,59 @@ def test_half_an_update_is_not_saved(
             train(tmp_path, name)
     train(tmp_path, name, resume=True)
     assert repr(without_clock(read_metrics(tmp_path / "run" / name))) == repr(metrics)
+
+
+def test_no_pass_takes_more_sequences_than_micro_batch(tmp_path: Path) -> None:
+    """The checks of the first step among them: what training has memory for, they have."""
+    taken: list[int] = []
+
+    def take(_: Any, arguments: tuple[Any, ...], given: dict[str, Any]) -> None:
+        taken.append(len(given["input_ids"] if "input_ids" in given else arguments[0]))
+
+    model, tokenizer = policy(Passes())
+    model.base_model.register_forward_pre_hook(take, with_kwargs=True)
+    rollout = {**GRPO["rollout"], "prompts_at_once": 1}
+    changes = {"rollout": rollout, "compute": {"micro_batch": 4}, "evaluation": None, "steps": 1}
+    kedge.train(recipe(tmp_path, {**GRPO, **changes}), model=model, tokenizer=tokenizer)
+    assert max(taken) == 4
+
+
+class Listener(PlainProgress):
+    """Falls over when it hears of one step."""
+
+    def __init__(self, falls: int | None) -> None:
+        super().__init__()
+        self.falls = falls
+
+    def step(self, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        super().step(step, steps, metrics)
+        if step == self.falls:
+            raise ValueError("no ears")
+
+
+def test_the_best_model_is_kept_where_its_step_failed_behind_the_evaluation(tmp_path: Path) -> None:
+    stage = {**SFT, "steps": 8, "optimizer": {"learning_rate": 0.3}, "checkpoint": {"every": 50, "keep": 1}}
+
+    def best(name: str, falls: int | None, **changes: Any) -> str:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        kedge.train(recipe(folder, stage, **changes), progress=Listener(falls))
+        return str((folder / "run" / "sft" / "checkpoints" / "best").readlink())
+
+    whole = best("whole", None)
+    step = int(whole.rpartition("-")[2])
+    assert step < 8
+    with pytest.raises(ValueError, match="no ears"):
+        best("fallen", step)
+    assert best("fallen", None, resume=True) == whole
+
+
+def test_a_run_goes_on_when_nobody_listens_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    end, pipe = os.pipe()
+    os.close(end)
+    with io.TextIOWrapper(io.FileIO(pipe, "w"), write_through=True) as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        PlainProgress().say("into the void")
+        monkeypatch.undo()
+        with pytest.raises(BrokenPipeError):
+            stream.write("and it is one")

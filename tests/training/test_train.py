@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import kedge
-from kedge.errors import RunError
-from kedge.models import build_model, fingerprint
+from kedge.errors import RunError, UserError
+from kedge.models import build_model, fingerprint, save_model
 from kedge.runs import read_metrics, read_samples
 from kedge.tasks import sums
 from tests.training.small import GRPO, SFT, recipe, without_clock
@@ -299,7 +299,7 @@ def test_not_finite_updates_are_skipped_and_stop_the_run(tmp_path: Path) -> None
     run = tmp_path / "run" / "grpo"
     rows = read_metrics(run)
     assert [row["skipped_updates"] for row in rows] == [0, 1, 1, 2, 3, 4]
-    assert {row["step"] for row in read_samples(run) if row["kind"] == "skipped"} == {1, 3, 4, 5}
+    assert {row["step"] for row in read_samples(run) if row["kind"] == "skipped"} == {2, 4, 5, 6}
     saved = AutoModelForCausalLM.from_pretrained(run / "checkpoints" / "step-000006" / "model")
     assert all(bool(torch.isfinite(p).all()) for p in saved.parameters())
 
@@ -333,3 +333,23 @@ def test_true_distribution_is_shown_apart(tmp_path: Path) -> None:
     parts = last["eval/entropy/data"] + last["eval/kl/data_policy"]
     assert parts == pytest.approx(last["eval/cross_entropy/data_policy"])
     assert last["eval/kl/data_policy"] > 0
+
+
+def test_a_reference_may_have_padded_embeddings(tmp_path: Path) -> None:
+    """As models of one family have in different sizes: what no token stands for takes no part."""
+    tokenizer = sums.tokenizer()
+    model, reference = (
+        build_model(len(tokenizer) + extra, hidden_size=32, layers=1, heads=2, context=48, pad_id=0, eos_id=1)
+        for extra in (0, 3)
+    )
+    save_model(reference, tokenizer, tmp_path / "reference")
+    stage = {**GRPO, "steps": 1, "evaluation": None, "reference": {"path": str(tmp_path / "reference")}}
+    row = kedge.train(recipe(tmp_path, stage), model=model, tokenizer=tokenizer).stages["grpo"].metrics[-1]
+    assert 0 < row["kl/policy_reference/exact"] < 1
+
+
+def test_a_model_in_float16_is_refused(tmp_path: Path) -> None:
+    tokenizer = sums.tokenizer()
+    model = build_model(len(tokenizer), hidden_size=32, layers=1, heads=2, context=48, pad_id=0, eos_id=1)
+    with pytest.raises(UserError, match=r"the model is in torch\.float16, whose range is too narrow"):
+        kedge.train(recipe(tmp_path, GRPO), model=model.half(), tokenizer=tokenizer)

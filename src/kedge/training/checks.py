@@ -40,7 +40,7 @@ def start_of_run(session: Session, reference: PreTrainedModel, scorer: Scorer, r
     """
     some = rollout.select(torch.arange(min(RESPONSES, len(rollout.group)), device=rollout.group.device))
     model = session.model
-    count = len(some.group)
+    count = min(len(some.group), scorer.compute.micro_batch)  # as many at once as the updates will take
     anchors = {
         "reference": (scorer.hidden_in_parts(reference, some, max(1, count // 3)), scorer.head(reference))
     }

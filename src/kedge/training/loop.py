@@ -19,7 +19,7 @@ from kedge.errors import RunError, UserError
 from kedge.runs import RunDirectory
 from kedge.runs.interrupt import Interrupt
 from kedge.training.checkpoint import Checkpoints, Moment, link_final_model, restore_weights
-from kedge.training.config import Stage
+from kedge.training.config import PolicyStage, Stage
 from kedge.training.optimization import Updater
 from kedge.training.progress import Progress
 
@@ -27,8 +27,8 @@ Metrics = dict[str, float]
 
 
 _MEMORY = (
-    "out of memory in step {step}: {error}. Lower compute.micro_batch, rollout.prompts_at_once or "
-    "rollout.max_new_tokens, or set compute.activation_checkpointing: true, and go on with resume=true"
+    "out of memory in step {step}: {error}. Lower compute.micro_batch{others}, or set "
+    "compute.activation_checkpointing: true, and go on with resume=true"
 )
 
 
@@ -152,7 +152,8 @@ class Session:
         self.unrecorded = state.get("unrecorded")
         self.mark_best()
         work.restore(tree_map_only(Tensor, lambda saved: saved.to(self.device), state["work"]))
-        self.run.truncate_after(self.step - (self.unrecorded is not None))
+        begun = last.step == self.step and last.update > 0  # the next step, whose refused samples stay
+        self.run.truncate_after(self.step - (self.unrecorded is not None) + begun)
         self.run.log(f"resumed from {last.name}")
         return True
 
@@ -174,7 +175,10 @@ def run_loop(session: Session, work: Work) -> None:
         if begun and session.settled:
             session.save(work)
         if out_of_memory(error):
-            raise RunError(_MEMORY.format(step=session.step + 1, error=error)) from error
+            others = ", rollout.prompts_at_once or rollout.max_new_tokens" * isinstance(
+                session.stage, PolicyStage
+            )
+            raise RunError(_MEMORY.format(step=session.step + 1, error=error, others=others)) from error
         raise
     for leave in session.at_the_end:
         leave()
@@ -224,7 +228,8 @@ def _evaluate(session: Session, work: Work) -> tuple[Metrics, bool]:
     if found is None:
         return {}, False
     session.run.samples([{"step": session.step, "kind": "evaluation", **row} for row in found.samples])
-    improved = session.step > 0 and found.score > session.best
+    again = session.step == session.best_step  # what failed then is done once more
+    improved = session.step > 0 and (found.score > session.best or again)
     if improved:
         session.best, session.best_step = found.score, session.step
     metrics = {f"eval/{name}": value for name, value in found.metrics.items()}

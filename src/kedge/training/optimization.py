@@ -104,7 +104,7 @@ class Updater:
             raise Diverged(
                 f"step {step}: loss or gradient was NaN or infinite in {SKIPS_IN_A_ROW} updates in a row; none of "
                 "them was applied. The samples are in samples.jsonl (kind: skipped). Lower "
-                f"{self.section}.learning_rate, or look at the rewards of those samples, and go on with resume=true"
+                f"{self.section}.learning_rate, or look at those samples, and go on with resume=true"
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -116,7 +116,12 @@ class Updater:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``."""
         full = self.optimizer.state_dict()
-        full["state"] = {int(index): values for index, values in state["moments"].items()}
+        moments = {int(index): dict(values) for index, values in state["moments"].items()}
+        for (
+            values
+        ) in moments.values():  # the count of steps stays in the processor's memory, where it is read
+            values["step"] = values["step"].cpu()
+        full["state"] = moments
         self.optimizer.load_state_dict(full)
         self.skipped = state["skipped"]
         self.skipped_in_a_row = state["skipped_in_a_row"]

@@ -115,7 +115,7 @@ class PolicyWork:
             rows = describe(
                 batch.rollout, batch.rows.tolist(), batch.rewards, collector.prompts, collector.tokenizer
             )
-            self.session.run.samples([{"step": step, "kind": "skipped", **row} for row in rows])
+            self.session.run.samples([{"step": step + 1, "kind": "skipped", **row} for row in rows])
         self.updates.append({**self.half, **learnt})
         self.half = None
         self.session.settle()

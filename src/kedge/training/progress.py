@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Protocol, runtime_checkable
 
 from rich.console import Console
@@ -112,7 +113,8 @@ class PlainProgress:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        print(text, file=sys.stderr, flush=True)  # noqa: T201 (this is where the program speaks)
+        with suppress(BrokenPipeError):  # nobody listens any more: no reason for a run to end
+            print(text, file=sys.stderr, flush=True)  # noqa: T201 (this is where the program speaks)
 
     def close(self) -> None:
         """Nothing to stop."""

@@ -129,6 +129,11 @@ def make_model(
 
 def prepare_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Check that Kedge understands the model, and switch off what must not act while training."""
+    if model.dtype not in DTYPES.values():
+        raise UserError(
+            f"the model is in {model.dtype}, whose range is too narrow for gradients: give it in "
+            f"{', '.join(str(dtype) for dtype in DTYPES.values())}"
+        )
     special_tokens(model, tokenizer)
     usable_vocabulary(model, tokenizer)
     verify_head(model)

@@ -76,7 +76,7 @@ class RewardWork:
     def _keep_skipped(self, step: int, rows: Sequence[int]) -> None:
         texts = [str(self.session.tokenizer.decode(each.tolist())) for each in self.train.sequences(rows)]
         self.session.run.samples(
-            [{"step": step, "kind": "skipped", "prompt": "", "completion": text} for text in texts]
+            [{"step": step + 1, "kind": "skipped", "prompt": "", "completion": text} for text in texts]
         )
 
     @torch.no_grad()
