@@ -98,7 +98,7 @@ def recipe() -> dict[str, Any]:
     return {**tree, "name": "trust-region", "stages": stages}
 
 
-def gained(row: Row) -> float:
+def reached(row: Row) -> float:
     """Give what is maximised: reward − β·KL, a response."""
     return row[REWARD] - BETA * row[KL]
 
@@ -109,8 +109,8 @@ def summary(folder: Path, region: str, rate: float) -> Row:
     steps, looks = rows(folder, stage, OLD_KL), rows(folder, stage, REWARD)
     per_step = [row["kl/old_policy/exact_after_step"] for row in steps]
     return {
-        "start": gained(looks[0]),
-        "gained": gained(looks[-1]),
+        "start": reached(looks[0]),
+        "reached": reached(looks[-1]),
         "KL of a step": median(per_step),
         "largest": max(per_step),
         "clipped": fmean(sum(row[name] for name in CLIPPED) for row in steps),
@@ -123,14 +123,14 @@ def summary(folder: Path, region: str, rate: float) -> Row:
 
 def show(found: dict[str, dict[float, list[Row]]]) -> list[dict[str, Any]]:
     """Print a line for each region and learning rate; give the lines."""
-    columns = ("gained", "KL of a step", "largest", "clipped", "masked", "β", "gradient", "largest gradient")
+    columns = ("reached", "KL of a step", "largest", "clipped", "masked", "β", "gradient", "largest gradient")
     table = Table(box=None, title=f"reward − {BETA:g}·KL, and how it was had", title_justify="left")
     for column in ("region", "learning rate", *columns):
         table.add_column(column, justify="left" if column == "region" else "right")
     made = []
     for region, rates in found.items():
         for rate, runs in rates.items():
-            cells = [shown(run["gained"] for run in runs)]
+            cells = [shown(run["reached"] for run in runs)]
             cells += [f"{fmean(run[column] for run in runs):.3g}" for column in columns[1:]]
             table.add_row(region, f"{rate:g}", *cells)
             made.append({"region": region, "learning rate": rate, **dict(zip(columns, cells, strict=True))})
@@ -139,19 +139,19 @@ def show(found: dict[str, dict[float, list[Row]]]) -> list[dict[str, Any]]:
 
 
 def draw(found: dict[str, dict[float, list[Row]]], path: Path) -> None:
-    """Draw what is gained, with KL(old‖policy) of a step beside it, over learning rates; a panel for each family."""
+    """Draw what is reached, with KL(old‖policy) of a step beside it, over learning rates; a panel for each family."""
     families = {
         "clip": [name for name in found if name.startswith("clip ε") and "+" not in name],
         "penalty": [name for name in found if name.startswith("penalty")],
         "others": [name for name in found if name.startswith(("none", "mask")) or "+" in name],
     }
-    means = [fmean(run["gained"] for run in runs) for each in found.values() for runs in each.values()]
+    means = [fmean(run["reached"] for run in runs) for each in found.values() for runs in each.values()]
     drawn = [-1.0, *filter(math.isfinite, means)]
     with figure(path, width=9.6, height=6.0, rows=2, columns=3) as plots:
         for column, (family, names) in enumerate(families.items()):
             above, below = plots[0][column], plots[1][column]
             for colour, name in zip(CYCLE, names, strict=False):
-                for plot, key in ((above, "gained"), (below, "KL of a step")):
+                for plot, key in ((above, "reached"), (below, "KL of a step")):
                     values = [fmean(run[key] for run in runs) for runs in found[name].values()]
                     plot.plot(list(found[name]), values, "o-", color=colour, ms=4, label=name)
             above.set_title(family, fontsize=9)
@@ -198,8 +198,8 @@ def main() -> int:
 
 
 def _spread(cells: list[list[Row]]) -> tuple[float, float]:
-    """Give the worst and the best mean of what is gained."""
-    means = [fmean(run["gained"] for run in runs) for runs in cells]
+    """Give the worst and the best mean of what is reached."""
+    means = [fmean(run["reached"] for run in runs) for runs in cells]
     return min(means, default=math.nan), max(means, default=math.nan)
 
 

@@ -42,7 +42,7 @@ class StageResult:
 
     @property
     def samples(self) -> list[dict[str, Any]]:
-        """Responses kept at evaluations."""
+        """Responses kept at evaluations, and of updates that were refused."""
         return read_samples(self.path)
 
     @property

@@ -108,7 +108,7 @@ def test_trust_region_from_rows_to_figure(
     last = found["none"][trust_region.RATES[-1]][0]
     assert last == {
         "start": 1.0,
-        "gained": pytest.approx(5.0 - trust_region.BETA * 10),
+        "reached": pytest.approx(5.0 - trust_region.BETA * 10),
         "KL of a step": 2.0,
         "largest": 6.0,
         "clipped": 0.75,
@@ -119,7 +119,7 @@ def test_trust_region_from_rows_to_figure(
     }
     table = trust_region.show(found)
     assert len(table) == len(trust_region.REGIONS) * len(trust_region.RATES)
-    assert table[0]["gained"] == ("nan" if bad else "2.00")
+    assert table[0]["reached"] == ("nan" if bad else "2.00")
     assert "mask TV 0.1" in capsys.readouterr().out
     trust_region.draw(found, tmp_path / "figure.svg")
     assert "<svg" in (tmp_path / "figure.svg").read_text()

@@ -1,6 +1,6 @@
 """The definition of every output of the head: plain tensors, whole logits, gradients by autograd.
 
-It holds several [tokens, vocabulary] matrices. It is here to be read, and to hold the other backend to it.
+It holds several [tokens, vocabulary] matrices. It is here to be read, and to hold the other backends to it.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ _ANCHOR = [
         "nats per response",
         [*_both(f"{_KL}_per_response"), Line("anchor/budget_per_response", "budget", "dash")],
     ),
-    Chart("β", "reward per nat", [Line("anchor/beta")], log=True, note="weight of the anchor"),
+    Chart("β", "advantage per nat", [Line("anchor/beta")], log=True, note="weight of the anchor"),
 ]
 _LANGUAGE = [
     Chart("Entropy of the policy", "nats per token", _both("entropy/policy")),

@@ -1,6 +1,6 @@
 """The run directory: what a run leaves behind, written so that a kill or a full disk harms nothing.
 
-``kedge.runs`` is light: PyTorch is imported only by ``save_state`` and ``load_state``.
+``kedge.runs`` is light: PyTorch is imported only where it is needed, so that reading a run does without it.
 """
 
 from __future__ import annotations

@@ -110,8 +110,9 @@ class RunDirectory:
         """Append samples to ``samples.jsonl``, all of them or, if the disk is full, none.
 
         Args:
-            rows: ``step``, ``kind`` ("evaluation" or "skipped"), ``prompt``, ``completion``, ``tokens``,
-                ``kl`` (nats, one per token), ``reward``, ``rewards`` (by name), ``finished``.
+            rows: ``step``, ``kind`` ("evaluation" or "skipped"), ``prompt``, ``completion``; of responses also
+                ``tokens``, ``reward``, ``rewards`` (by name), ``finished``; of evaluations ``kl`` (nats, one per
+                token).
 
         Raises:
             RunError: The lines could not be written.

@@ -20,12 +20,12 @@ def environment(*, device: str, seed: int, reference: str | None = None, **more:
         device: The torch device in use, such as ``cpu`` or ``cuda:0``.
         seed: The run's seed.
         reference: The reference's identity, the hash of its weights (``kedge.models.fingerprint``).
-        more: Further entries; the report shows ``parameters`` (a count), ``model`` and ``device_name``.
+        more: Further entries; the report shows ``parameters`` (a count) and ``model``.
 
     Returns:
         Entries that JSON can hold: ``started`` (UTC), ``versions`` of Python, Kedge, torch and transformers,
-        ``device``, ``threads``, ``platform``, ``seed``, ``git`` (revision and whether files were changed
-        since, None outside a repository), ``command``, ``process``, ``reference``, and ``more``.
+        ``device``, for CUDA ``device_name``, ``threads``, ``platform``, ``seed``, ``git`` (revision and whether files
+        were changed since, None outside a repository), ``command``, ``process``, ``reference``, and ``more``.
 
     >>> environment(device="cpu", seed=3)["versions"]["kedge"]
     '0.1.0'
@@ -41,6 +41,7 @@ def environment(*, device: str, seed: int, reference: str | None = None, **more:
             "transformers": metadata.version("transformers"),
         },
         "device": device,
+        **({"device_name": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "seed": seed,

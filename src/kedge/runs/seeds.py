@@ -1,4 +1,7 @@
-"""Seeds by name: every random draw of a run has its own, so that nothing random needs to be saved."""
+"""Seeds by name: every random draw of a stage has its own, so that nothing random needs to be saved.
+
+Stages of one run draw alike: those that start from the same policy are compared on the same prompts in the same order.
+"""
 
 from __future__ import annotations
 
