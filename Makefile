@@ -49,7 +49,7 @@ bench-logits: $(BENCH_VENV)/bin/.made  ## scores of logits in hand beside plain 
 	$(BENCH_VENV)/bin/python -m benchmarks.logits $(ARGS)
 
 bench-step: $(BENCH_VENV)/bin/.made  ## a whole GRPO step beside TRL's; exit status 1 where a goal falls short
-	$(BENCH_VENV)/bin/python benchmarks/step.py $(ARGS)
+	$(BENCH_VENV)/bin/python -m benchmarks.step $(ARGS)
 
 bench-measure: $(VENV)/bin/.made  ## kedge measure beside its parts and the straightforward script; exit status 1 where a goal falls short
 	$(VENV)/bin/python -m benchmarks.measure $(ARGS)

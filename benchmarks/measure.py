@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -26,6 +25,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.head.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -245,11 +246,9 @@ def main() -> int:
     found = {name: measure(name, given.rounds) for name in shapes}
     import torch
 
-    out = given.out or RESULTS / f"measure-cpu-{platform.machine()}.json"
-    machine = {"device": "cpu", "threads": torch.get_num_threads(), "torch": torch.__version__}
-    out.write_text(
-        json.dumps({"command": "make bench-measure", "machine": machine, **found}, indent=1) + "\n"
-    )
+    out = given.out or RESULTS / "measure-cpu.json"
+    here = machine(torch.device("cpu"), "benchmarks.measure")
+    out.write_text(json.dumps({"machine": here, **found}, indent=1) + "\n")
     for name, each in found.items():
         show(name, each)
     return int(any(not verdict["holds"] for each in found.values() for verdict in each["verdicts"]))

@@ -15,7 +15,6 @@ import importlib
 import importlib.util
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -25,6 +24,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.head.machine import device_name, machine
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -210,7 +211,7 @@ def run_here(name: str, shape: Shape) -> None:
 
 def run_apart(name: str, shape: str) -> dict[str, Any]:
     """Run one contender in a process of its own."""
-    command = [sys.executable, __file__, "--one", name, "--shape", shape]
+    command = [sys.executable, "-m", "benchmarks.step", "--one", name, "--shape", shape]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     if done.returncode != 0:
         sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
@@ -271,7 +272,7 @@ def show(name: str, found: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, action="append", help="all but tiny if left out")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", choices=RUNS, help="run this contender alone, in this process")
     given = parser.parse_args()
@@ -282,10 +283,9 @@ def main() -> int:
     found = {name: compare(name, given.rounds) for name in shapes}
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu-{platform.machine()}"
-    out = given.out or RESULTS / f"step-{device.lower().replace(' ', '-')}.json"
-    machine = {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    out.write_text(json.dumps({"command": "make bench-step", "machine": machine, **found}, indent=1) + "\n")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    out = given.out or RESULTS / f"step-{device_name(device)}.json"
+    out.write_text(json.dumps({"machine": machine(device, "benchmarks.step"), **found}, indent=1) + "\n")
     for name, each in found.items():
         show(name, each)
     return int(any(not verdict["holds"] for each in found.values() for verdict in each["verdicts"]))

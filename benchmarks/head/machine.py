@@ -22,6 +22,7 @@ def machine(device: torch.device, module: str = "benchmarks.head") -> dict[str, 
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "revision": _revision(),
         "cpu": _cpu_model(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": gpu,
@@ -36,7 +37,9 @@ def line(found: dict[str, object]) -> str:
     peers = found["peers"]
     assert isinstance(peers, dict)
     named = ", ".join(f"{name} {number}" for name, number in peers.items()) or "no peers installed"
-    where = found["gpu"] or f"{found['cpu']}, {found['threads']} of {found['cores']} cores"
+    where = (
+        found["gpu"] or f"{found['cpu']} ({found['vectors']}), {found['threads']} of {found['cores']} cores"
+    )
     return f"{where}; torch {found['torch']}; {named}"
 
 

@@ -30,6 +30,7 @@ _MEMORY = (
     "out of memory in step {step}: {error}. Lower compute.micro_batch{others}, or set "
     "compute.activation_checkpointing: true, and go on with resume=true"
 )
+_OF_ROLLOUTS = ", rollout.prompts_at_once or rollout.max_new_tokens"
 
 
 @dataclass(frozen=True)
@@ -175,9 +176,7 @@ def run_loop(session: Session, work: Work) -> None:
         if begun and session.settled:
             session.save(work)
         if out_of_memory(error):
-            others = ", rollout.prompts_at_once or rollout.max_new_tokens" * isinstance(
-                session.stage, PolicyStage
-            )
+            others = _OF_ROLLOUTS if isinstance(session.stage, PolicyStage) else ""
             raise RunError(_MEMORY.format(step=session.step + 1, error=error, others=others)) from error
         raise
     for leave in session.at_the_end:

@@ -117,10 +117,8 @@ class Updater:
         """Restore ``state_dict``."""
         full = self.optimizer.state_dict()
         moments = {int(index): dict(values) for index, values in state["moments"].items()}
-        for (
-            values
-        ) in moments.values():  # the count of steps stays in the processor's memory, where it is read
-            values["step"] = values["step"].cpu()
+        for values in moments.values():
+            values["step"] = values["step"].cpu()  # where the optimizer reads it at every update
         full["state"] = moments
         self.optimizer.load_state_dict(full)
         self.skipped = state["skipped"]
