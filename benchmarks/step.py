@@ -99,9 +99,10 @@ def run_kedge(shape: Shape, folder: Path) -> list[float]:
     import functools
 
     import kedge
-    import kedge.training.stages as stages
+    from kedge.training import collect
 
-    stages.SamplingConfig = functools.partial(stages.SamplingConfig, min_new_tokens=shape.response_tokens - 1)
+    forced = functools.partial(collect.SamplingConfig, min_new_tokens=shape.response_tokens - 1)
+    collect.SamplingConfig = forced  # no setting of a recipe: all responses have the full length
     data = folder / "prompts.jsonl"
     data.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts_of(shape)))
 
