@@ -76,6 +76,7 @@ LEARNING: dict[str, Any] = {
 }
 
 
+@pytest.mark.acceptance
 def test_it_learns(tmp_path: Path) -> None:
     """Digits are rewarded, eight of them at most: from a half to nearly all."""
     found = [row["reward/mean"] for row in rows(tmp_path, LEARNING)]

@@ -141,7 +141,7 @@ def last_state(folder: Path, name: str) -> Any:
     return hashed(load_state((folder / "run" / name / "model").resolve().parent))
 
 
-@pytest.mark.parametrize("at", [15, "checkpoint"])
+@pytest.mark.parametrize("at", [pytest.param(15, marks=pytest.mark.acceptance), "checkpoint"])
 def test_killed(at: int | str, whole: Path, tmp_path: Path) -> None:
     kill_and_resume(tmp_path, at, delay=0.0)
     check(tmp_path, whole)
