@@ -1,4 +1,4 @@
-"""Which groups of responses teach a comparison something, and which are drawn again."""
+"""Which groups of responses are drawn again: those that teach a comparison nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def batch(*total: float) -> Batch:
             {"truncated": "mask"},
             (1, 1, 0, 1, 0, 1),
             [False, False, True],
-        ),  # nothing of the second is learnt from
+        ),  # none of the second is learnt from
         ({"truncated": "penalise", "truncation_penalty": 1.0}, (1, 1, 0, 1, 0, 1), [True, True, False]),
         ({"truncated": "keep"}, (1, float("nan"), 0, 1, 2, 2), [False, True, False]),
     ],
@@ -46,10 +46,9 @@ def test_what_teaches_is_judged_by_what_is_learnt_from(
 ) -> None:
     settings = RolloutConfig.model_validate(config)
     given = batch(*map(float, total))
-    total_group = given.rollout.group
     if config["truncated"] == "penalise":  # 0 less nothing and 1 less the penalty are equal
         assert worth_of(given, settings)[4:].tolist() == [0.0, 0.0]
-    found = teaching_groups(worth_of(given, settings), learnt_from(given, settings), total_group, 3)
+    found = teaching_groups(worth_of(given, settings), learnt_from(given, settings), given.rollout.group, 3)
     assert found.tolist() == expected
 
 
