@@ -122,8 +122,9 @@ def train(
             for note in _notes(recipe, stage, root, {each.name for each in unfinished}):
                 progress.say(f"note: stage {stage.name!r} {note}")
         inputs = {stage.name: load_inputs(stage, materials) for stage in unfinished}
-        _open_root(root, recipe)
+        _make_root(root)
         with held(root), Interrupt() as interrupt:
+            _write_recipe(root, recipe)
             for stage in unfinished:
                 if (before := recipe.policy_before(stage)) is not None:
                     restore_weights(model, root / before / "model")
@@ -215,13 +216,16 @@ def _usable_root(recipe: Recipe) -> Path:
     return root
 
 
-def _open_root(root: Path, recipe: Recipe) -> None:
-    """Make the run's folder if there is none, and write the recipe into it."""
+def _make_root(root: Path) -> None:
+    """Make the run's folder if there is none."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"{root}: cannot be made ({error.strerror}); give another folder with out=…"
         ) from None
+
+
+def _write_recipe(root: Path, recipe: Recipe) -> None:
     plain = json.loads(json.dumps(recipe.dump()))
     write_file(root / RECIPE, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110).encode())

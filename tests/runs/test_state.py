@@ -189,6 +189,31 @@ def test_an_error_while_filling_leaves_the_older(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["best"]
 
 
+def test_a_folder_is_made_beside_another_that_is_being_made(tmp_path: Path) -> None:
+    """As two measurements do. Seen to fail with the leftovers of the whole parent put right."""
+    with atomic_directory(tmp_path / "one") as one:
+        (one / "file").write_text("one")
+        with atomic_directory(tmp_path / "other") as other:
+            (other / "file").write_text("other")
+        (tmp_path / ".mine.partial").write_text("somebody's")
+    assert {path.parent.name: path.read_text() for path in tmp_path.glob("*/file")} == {
+        "one": "one",
+        "other": "other",
+    }
+    assert (tmp_path / ".mine.partial").read_text() == "somebody's"
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_what_a_kill_left_of_a_folder_is_put_right_by_the_next_writing(tmp_path: Path, older: bool) -> None:
+    for name in (".best.partial", ".best.previous", *(["best"] if older else [])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    with pytest.raises(ZeroDivisionError), atomic_directory(tmp_path / "best") as folder:
+        (folder / "file").write_text(str(1 // 0))
+    assert (tmp_path / "best/file").read_text() == ("best" if older else ".best.previous")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["best"]
+
+
 def test_leftovers_of_a_kill_are_put_right(tmp_path: Path) -> None:
     for name in (".step-1.partial", ".lost.previous", ".whole.previous", "whole"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)

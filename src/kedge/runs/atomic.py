@@ -57,7 +57,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     The body writes into a hidden sibling; at the end every file and folder in it is flushed to the disk and
     the sibling takes the name ``path``, in place of an older folder of that name. If the body raises, the
     sibling is removed and the older folder stays. A kill at any moment leaves the older folder or the new
-    one, at worst under a hidden name that ``recover_leftovers`` puts right at the next start.
+    one, at worst under a hidden name that the next writing of this folder, or ``recover_leftovers``, puts right.
 
     Args:
         path: The folder to make or replace; its parents are made if missing.
@@ -81,7 +81,8 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     partial, previous = _sibling(target, _PARTIAL), _sibling(target, _PREVIOUS)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        recover_leftovers(target.parent, recursive=False)
+        _remove(partial)  # what a killed write of this folder left; its neighbours may be at work
+        _settle(previous, target)
         partial.mkdir()
         yield partial
         _sync_tree(partial)
@@ -97,8 +98,10 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
             shutil.rmtree(previous, ignore_errors=True)
 
 
-def recover_leftovers(folder: Path, *, recursive: bool = True) -> None:
-    """Put right what a killed write left: incomplete files and folders go, a folder moved aside comes back.
+def recover_leftovers(folder: Path) -> None:
+    """Put right what a killed write left in a run's folder: what is incomplete goes, what was moved aside comes back.
+
+    Nothing else may be writing there.
 
     >>> import tempfile
     >>> run = Path(tempfile.mkdtemp())
@@ -107,18 +110,18 @@ def recover_leftovers(folder: Path, *, recursive: bool = True) -> None:
     >>> list(run.iterdir())
     []
     """
-    for partial in list(_leftovers(folder, _PARTIAL, recursive)):
+    for partial in list(folder.rglob(f".*{_PARTIAL}")):
         _remove(partial)
-    for previous in list(_leftovers(folder, _PREVIOUS, recursive)):
-        target = previous.parent / previous.name[1 : -len(_PREVIOUS)]
-        if target.exists():
-            _remove(previous)
-        else:
-            os.replace(previous, target)
+    for previous in list(folder.rglob(f".*{_PREVIOUS}")):
+        _settle(previous, previous.parent / previous.name[1 : -len(_PREVIOUS)])
 
 
-def _leftovers(folder: Path, suffix: str, recursive: bool) -> Iterator[Path]:
-    return folder.rglob(f".*{suffix}") if recursive else folder.glob(f".*{suffix}")
+def _settle(previous: Path, target: Path) -> None:
+    """Give what was moved aside its name back, unless its successor has it."""
+    if target.exists():
+        _remove(previous)
+    elif previous.exists():
+        os.replace(previous, target)
 
 
 def _remove(path: Path) -> None:
