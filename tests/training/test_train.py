@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,65 @@ def test_settings_that_are_not_in_the_recipes_train(change: dict[str, Any], tmp_
     rows = kedge.train(recipe(tmp_path, stage)).stages["grpo"].metrics
     assert all(math.isfinite(row["loss"]) for row in rows[1:])
     assert rows[-1]["trust_region/updates"] == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*use_reentrant.*:UserWarning")
+def test_activations_are_recomputed_in_the_stages_that_say_so(tmp_path: Path) -> None:
+    """Else the second stage of a run that is killed and resumed would round otherwise than that of one that is not."""
+    tokenizer, weights = sums.tokenizer(), []
+    for name in ("whole", "resumed"):
+        (tmp_path / name).mkdir()
+        stages = ({**SFT, "compute": {"activation_checkpointing": True}}, {**GRPO, "steps": 2, "epochs": 2})
+        config = recipe(tmp_path / name, *stages)
+        del config["model"]
+        for part in (config,) if name == "whole" else ({**config, "stages": config["stages"][:1]}, config):
+            model = build_model(
+                len(tokenizer), hidden_size=32, layers=2, heads=2, context=48, seed=1, pad_id=0, eos_id=1
+            )
+            kedge.train({**part, "resume": part is config}, model=model, tokenizer=tokenizer)
+        assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        weights.append(fingerprint(model))
+    assert weights[0] == weights[1]
+
+
+def test_rewards_from_python_have_names_of_their_own(tmp_path: Path) -> None:
+    tokenizer = sums.tokenizer()
+
+    class Digits:
+        def __call__(self, prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+            return [float(sum(letter.isdigit() for letter in text)) for text in completions]
+
+    def train(rewards: Any) -> dict[str, Any]:
+        model = build_model(
+            len(tokenizer), hidden_size=32, layers=2, heads=2, context=48, seed=1, pad_id=0, eos_id=1
+        )
+        stage = {**GRPO, "steps": 1, "rewards": None, "evaluation": None}
+        config = recipe(tmp_path, stage)
+        config["out"] = str(tmp_path / str(len(list(tmp_path.iterdir()))))
+        return (
+            kedge.train(config, model=model, tokenizer=tokenizer, rewards=rewards).stages["grpo"].metrics[-1]
+        )
+
+    with pytest.raises(UserError, match="two of the functions given are called 'Digits'; give a dictionary"):
+        train([Digits(), Digits()])
+    row = train({"one": Digits(), "other": partial(Digits(), unused=1)})
+    assert row["reward/one"] == row["reward/other"] > 0
+    row = train([Digits(), partial(Digits(), unused=1)])
+    assert row["reward/Digits"] == row["reward/partial"] > 0
+
+
+def test_a_policy_with_adapters_is_refused(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    tokenizer = sums.tokenizer()
+    model = build_model(
+        len(tokenizer), hidden_size=32, layers=2, heads=2, context=48, seed=1, pad_id=0, eos_id=1
+    )
+    model.add_adapter(peft.LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(
+        UserError, match=r"has adapters, and a checkpoint of it could not be gone on from.*merge_and"
+    ):
+        kedge.train(recipe(tmp_path), model=model, tokenizer=tokenizer)
+    assert not (tmp_path / "run").exists()
 
 
 def test_prompts_at_once_change_no_response(tmp_path: Path) -> None:

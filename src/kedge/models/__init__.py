@@ -8,9 +8,14 @@ from kedge.models.device import DTYPES, device_named
 from kedge.models.hidden import hidden_states
 from kedge.models.identity import fingerprint, frozen_copy
 from kedge.models.linear import fast_linears
-from kedge.models.load import has_tokenizer, load_model, load_reward_model, load_tokenizer
+from kedge.models.load import has_tokenizer, load_like, load_model, load_reward_model, load_tokenizer
 from kedge.models.memory import beside_attention
-from kedge.models.mode import disable_dropout, enable_activation_checkpointing, evaluating
+from kedge.models.mode import (
+    disable_activation_checkpointing,
+    disable_dropout,
+    enable_activation_checkpointing,
+    evaluating,
+)
 from kedge.models.output_head import head_of, verify_head
 from kedge.models.save import save_model
 from kedge.models.scores import reward_model_from, sequence_scores, verify_scores
@@ -31,6 +36,7 @@ __all__ = [
     "context_length",
     "critic_beside",
     "device_named",
+    "disable_activation_checkpointing",
     "disable_dropout",
     "enable_activation_checkpointing",
     "evaluating",
@@ -41,6 +47,7 @@ __all__ = [
     "head_of",
     "hidden_states",
     "load_critic",
+    "load_like",
     "load_model",
     "load_reward_model",
     "load_tokenizer",

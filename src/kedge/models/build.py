@@ -78,7 +78,7 @@ def build_model(
         fields.update(intermediate_size=inner, num_key_value_heads=heads, head_dim=hidden_size // heads)
     fields.update(options or {})
     with quiet(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # a GPU's is left as it was
         config = AutoConfig.for_model(architecture, **fields)
         _refuse_unknown(config, architecture, options or {})
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

@@ -116,6 +116,18 @@ def load_reward_model(source: str | Path, *, dtype: torch.dtype = torch.float32)
     return _complete(loaded, name)
 
 
+def load_like(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    """Load what :func:`kedge.models.save_model` wrote, as a model of the class and dtype of another.
+
+    Raises:
+        UserError: as :func:`load_model`.
+        RunError: damaged files.
+    """
+    with _explained(directory, "model"), quiet():
+        loaded = type(model).from_pretrained(directory, dtype=model.dtype, **_COMPLETE)
+    return _complete(loaded, f"model {str(directory)!r}")
+
+
 def _complete(loaded: tuple[PreTrainedModel, Mapping[str, Any]], name: str) -> PreTrainedModel:
     """Refuse a model some of whose weights were not in its files."""
     model, found = loaded

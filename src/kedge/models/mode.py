@@ -76,6 +76,21 @@ def enable_activation_checkpointing(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def disable_activation_checkpointing(model: PreTrainedModel) -> PreTrainedModel:
+    """Keep activations for backward, as a model does that nobody has told otherwise, such as an earlier stage.
+
+    >>> from kedge.models import build_model
+    >>> model = build_model(32, hidden_size=8, layers=1, heads=2, context=16, seed=0)
+    >>> disable_activation_checkpointing(enable_activation_checkpointing(model)).model.gradient_checkpointing
+    False
+    """
+    if hasattr(model, "activation_checkpointing_disable"):
+        model.activation_checkpointing_disable()
+    else:  # what older releases of transformers 5 call it
+        model.gradient_checkpointing_disable()
+    return model
+
+
 @contextmanager
 def recomputing(model: nn.Module) -> Iterator[None]:
     """Let activation checkpointing act inside, in a model of any mode, if gradients are recorded.

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedge.errors import RunError, UserError
-from kedge.models import save_model
+from kedge.models import load_like, save_model
 from kedge.runs import atomic_directory, load_state, save_state
 
 _NAME = re.compile(r"step-(\d{6,})(?:\.update-(\d{3,}))?")
@@ -118,35 +120,51 @@ def _link(link: Path, target: str) -> None:
     os.replace(scratch, link)
 
 
-def _other_model(directory: Path, name: str, saved: Tensor, here: Tensor | None) -> str:
+def _other_model(directory: Path, name: str, saved: Tensor, here: Tensor | None) -> UserError:
     found = "is not in the model" if here is None else f"has shape {tuple(here.shape)} in the model"
-    return (
+    return UserError(
         f"{directory}: {name} was saved with shape {tuple(saved.shape)} and {found}: this is not the model that the "
         "run began with; give back the old settings of model, or start a new run under another name"
     )
 
 
 def restore_weights(model: PreTrainedModel, directory: Path) -> None:
-    """Load saved weights into a model in memory, bit for bit."""
-    from safetensors import safe_open
+    """Load saved weights into a model in memory, bit for bit.
 
+    Raises:
+        UserError: they are another model's.
+        RunError: some are missing.
+    """
     state = model.state_dict()
     tied = set(model.state_dict(keep_vars=True)) - {name for name, _ in model.named_parameters()}
     missing = set(state)
-    files = sorted(directory.glob("*.safetensors"))
-    with torch.no_grad():
-        for file in files:
-            with safe_open(str(file), framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (not a mapping)
-                    saved = opened.get_tensor(name)
-                    if name not in state or state[name].shape != saved.shape:
-                        raise UserError(_other_model(directory, name, saved, state.get(name)))
-                    state[name].copy_(saved)
-                    missing.discard(name)
+    for name, saved in _saved(model, directory):
+        if name not in state or state[name].shape != saved.shape:
+            raise _other_model(directory, name, saved, state.get(name))
+        with torch.no_grad():
+            state[name].copy_(saved)
+        missing.discard(name)
     pointers = {state[name].data_ptr() for name in set(state) - missing}
     lost = [name for name in missing if state[name].data_ptr() not in pointers and name not in tied]
-    if lost or not files:
+    if lost or len(missing) == len(state):
         raise RunError(
             f"{directory}: weights are missing from the checkpoint: {', '.join(sorted(lost)) or 'all'}. It is "
             "damaged, or this is not the model that the run began with"
         )
+
+
+def _saved(model: PreTrainedModel, directory: Path) -> Iterator[tuple[str, Tensor]]:
+    """Give what a checkpoint holds, one tensor after the other, by the names that the model has for them.
+
+    Of some architectures transformers writes the names, and the cut, of their first publication (``embed_out`` of
+    GPT-NeoX, an expert at a time of Mixtral), so that other programs read them; then it reads them back itself.
+    """
+    opened = [safe_open(str(file), framework="pt") for file in sorted(directory.glob("*.safetensors"))]
+    places = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    if places.keys() <= model.state_dict().keys():
+        for name, file in places.items():
+            yield name, file.get_tensor(name)
+        return
+    with torch.random.fork_rng(devices=[]):
+        read = load_like(model, directory)
+    yield from read.state_dict().items()

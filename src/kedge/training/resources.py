@@ -129,6 +129,11 @@ def make_model(
 
 def prepare_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Check that Kedge understands the model, and switch off what must not act while training."""
+    if not isinstance(model, PreTrainedModel) or getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(
+            f"the model is a {type(model).__name__}, or has adapters, and a checkpoint of it could not be gone on "
+            "from: give a model of transformers, with adapters merged into it (model.merge_and_unload())"
+        )
     if model.dtype not in DTYPES.values():
         raise UserError(
             f"the model is in {model.dtype}, whose range is too narrow for gradients: give it in "
@@ -221,7 +226,7 @@ def make_rewards(
     models: Mapping[str, Callable[..., Any]],
 ) -> RewardSet:
     """Resolve rewards by name: functions from the recipe or from Python, reward models among ``models``."""
-    named = dict(given) if isinstance(given, Mapping) else {f.__name__: f for f in given or ()}
+    named = dict(given) if isinstance(given, Mapping) else _by_name(given or ())
     if config is None:
         if not named:
             raise UserError("rewards: give at least one function, in the recipe or from Python")
@@ -239,13 +244,30 @@ def make_rewards(
         else:
             known = f" (given: {', '.join(named)})" if named else ""
             raise UserError(f"rewards: {entry.name!r} has no `function` and was not given from Python{known}")
-        functions.append(WeightedReward(entry.name or function.__name__, function, entry.weight))
+        functions.append(WeightedReward(entry.name or _name(function), function, entry.weight))
     return RewardSet(
         functions,
         time_limit=config.time_limit,
         on_error=config.on_error,
         max_consecutive_drops=config.max_consecutive_drops,
     )
+
+
+def _by_name(functions: Sequence[Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """Sort functions by their names, of which every one must have its own."""
+    named: dict[str, Callable[..., Any]] = {}
+    for function in functions:
+        if (name := _name(function)) in named:
+            raise UserError(
+                f"rewards: two of the functions given are called {name!r}; give a dictionary instead, with a name for "
+                "each"
+            )
+        named[name] = function
+    return named
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def load_function(name: str, what: str) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from kedge.errors import UserError
 from kedge.models import (
     Critic,
     critic_beside,
+    disable_activation_checkpointing,
     enable_activation_checkpointing,
     fingerprint,
     head_of,
@@ -65,8 +66,8 @@ def run_stage(
         assert isinstance(stage, RewardStage)
         model, tokenizer = make_scorer(stage, model, tokenizer, materials.seed), inputs.tokenizer
         trained = "reward model"
-    if stage.compute.activation_checkpointing:
-        enable_activation_checkpointing(model)
+    checkpointing = stage.compute.activation_checkpointing
+    (enable_activation_checkpointing if checkpointing else disable_activation_checkpointing)(model)
     session = Session(
         stage=stage,
         model=model,
