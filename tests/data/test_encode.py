@@ -8,7 +8,7 @@ from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from kedge.data import encode_example, encode_prompt
+from kedge.data import encode_example, encode_pair, encode_prompt
 from kedge.errors import UserError
 
 CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n"]
@@ -101,6 +101,45 @@ def test_an_answer_begun_is_gone_on_from() -> None:
     assert shown(
         encode_prompt({"prompt": [USER, {"role": "assistant", "content": "It is"}]}, tokenizer)
     ).endswith("<s>assistant\nIt is")
+
+
+BEGUN = [USER, {"role": "assistant", "content": "It is"}]
+
+
+def test_a_completion_goes_on_from_an_answer_begun() -> None:
+    """Seen to fail with the completion as a message of its own: the first thing learnt was to end the turn."""
+    tokenizer = characters(bos=True, chat=CHAT)
+    for completion in (" 4", [{"role": "assistant", "content": " 4"}]):
+        example = encode_example({"prompt": BEGUN, "completion": completion}, tokenizer)
+        assert shown(example[0]) == "<s>user\n2+2?</s>\n<s>assistant\nIt is 4</s>"
+        assert targets(example) == " 4</s>"
+    pair = encode_pair({"prompt": BEGUN, "chosen": " 4", "rejected": " 5"}, tokenizer)
+    assert shown(pair.rejected).endswith("assistant\nIt is 5</s>")
+    for completion in (
+        [ANSWER, USER, ANSWER],
+        [{"role": "assistant", "content": [{"type": "text", "text": "4"}]}],
+    ):
+        with pytest.raises(
+            UserError, match=r"line 7: .*ends in an answer begun, so that the completion must be its rest"
+        ):
+            encode_example({"prompt": BEGUN, "completion": completion}, tokenizer, place="data.jsonl, line 7")
+
+
+def test_a_turn_ends_where_a_response_would() -> None:
+    """Chat models end a turn with another token than a text; a response ends at either, and so does an example."""
+    turns = CHAT.replace("</s>", "<pad>")
+    tokenizer = characters(chat=turns)
+    row = {"prompt": [USER], "completion": "4"}
+    assert targets(encode_example(row, tokenizer, ends=(2, 0))) == "4<pad>"
+    assert targets(encode_example(row, tokenizer, ends=(2,))) == "4<pad>\n</s>"
+    assert targets(encode_example({"prompt": "a", "completion": "b"}, tokenizer, ends=(2, 0))) == "b</s>"
+    pair = encode_pair({"prompt": [USER], "chosen": "4", "rejected": "5"}, tokenizer, ends=(2, 0))
+    assert shown(pair.chosen).endswith("4<pad>")
+
+
+def test_what_stands_behind_an_end_is_learnt_too() -> None:
+    assert targets(encode_example({"prompt": "a", "completion": "b</s>a"}, PLAIN)) == "b</s>a</s>"
+    assert targets(encode_example({"prompt": "a", "completion": "b</s> \n"}, PLAIN)) == "b</s>"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Data: rows from files and datasets, prompts and examples as tokens, the order of a run."""
 
 from kedge.data.encode import encode_example, encode_prompt
-from kedge.data.load import load_rows
+from kedge.data.load import load_rows, names_dataset
 from kedge.data.order import Order
 from kedge.data.pairs import Pair, encode_pair, format_pairs
 from kedge.data.rows import Row, Rows
@@ -21,4 +21,5 @@ __all__ = [
     "format_pairs",
     "format_rows",
     "load_rows",
+    "names_dataset",
 ]

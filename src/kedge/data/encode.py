@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kedge.data.rows import Row
@@ -56,6 +57,7 @@ def encode_example(
     row: Row,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    ends: Sequence[int] = (),
     completion_only: bool = True,
     context: int | None = None,
     place: str = "the row",
@@ -63,12 +65,14 @@ def encode_example(
     """Turn a row into a training example: prompt, completion, end of text.
 
     The prompt is tokenized by itself, as at generation, so that training and sampling meet the same
-    tokens at the seam.
+    tokens at the seam. Where a prompt of messages ends in an answer begun, the completion is the rest of it.
 
     Args:
         row: with ``prompt`` and ``completion``; both text, or a prompt of messages with a completion
             of messages or the text of one answer.
-        tokenizer: of the model; it must have an end-of-text token.
+        tokenizer: of the model.
+        ends: ids that end a response, ``kedge.models.special_tokens`` gives them; the tokenizer's end-of-text token
+            when left out. An example ends with the end that it has, or with the first of these.
         completion_only: targets are the completion and its end; else the prompt too, but for its
             first token, which nothing predicts.
         context: the longest sequence of the model, in tokens.
@@ -78,7 +82,7 @@ def encode_example(
         Token ids and, for each, whether it is a target.
 
     Raises:
-        UserError: a column is missing or does not fit, or the example is longer than the context.
+        UserError: a column is missing or does not fit, the example is longer than the context, or nothing ends a text.
 
     >>> from kedge.data import encode_example
     >>> from kedge.tasks import sums
@@ -87,15 +91,14 @@ def encode_example(
     """
     prompt = encode_prompt(row, tokenizer, place=place)
     answer = _tokens(_completion_text(row, tokenizer, place), tokenizer, place)
-    end = tokenizer.eos_token_id
-    if not isinstance(end, int):
-        raise UserError(
-            f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__!r} has no end-of-text token, "
-            "so a model could never learn to stop; set its eos_token"
-        )
-    # A chat template closes the turn itself, often with a line break behind the end token.
-    answer = answer[: len(answer) - answer[::-1].index(end)] if end in answer else [*answer, end]
-    tokens = prompt + answer
+    if not ends:
+        if not isinstance(tokenizer.eos_token_id, int):
+            raise UserError(
+                f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__!r} has no end-of-text token, "
+                "so a model could never learn to stop; set its eos_token"
+            )
+        ends = [tokenizer.eos_token_id]
+    tokens = prompt + _ended(answer, ends, tokenizer)
     if context is not None and len(tokens) > context:
         raise UserError(
             f"{place}: prompt and completion have {len(tokens)} tokens, the model's context is {context}; "
@@ -103,6 +106,14 @@ def encode_example(
         )
     first = len(prompt) if completion_only else 1
     return tokens, [position >= first for position in range(len(tokens))]
+
+
+def _ended(answer: list[int], ends: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Let an answer end with an end: a chat template closes the turn itself, often with a line break behind that."""
+    behind = max((place + 1 for place, token in enumerate(answer) if token in ends), default=0)
+    if behind == 0 or str(tokenizer.decode(answer[behind:])).strip():
+        return [*answer, ends[0]]
+    return answer[:behind]
 
 
 def _column(row: Row, name: str, place: str) -> Text:
@@ -131,13 +142,26 @@ def _completion_text(row: Row, tokenizer: PreTrainedTokenizerBase, place: str) -
     if isinstance(completion, str):
         completion = [{"role": "assistant", "content": completion}]
     before = _rendered(prompt, tokenizer, place)
-    whole = _render(prompt + completion, tokenizer, place, add_generation_prompt=False)
+    whole = _render(_joined(prompt, completion, place), tokenizer, place, add_generation_prompt=False)
     if not whole.startswith(before):
         raise UserError(
             f"{place}: the tokenizer's chat template writes the prompt differently once it is answered, so "
             "prompt and completion cannot be told apart; use text for prompt and completion"
         )
     return whole[len(before) :]
+
+
+def _joined(prompt: Messages, completion: Messages, place: str) -> Messages:
+    """Put an answer behind its prompt; one that the prompt begins is one message with what goes on from it."""
+    if prompt[-1]["role"] != "assistant":
+        return prompt + completion
+    begun, rest = prompt[-1]["content"], completion[0]["content"]
+    if len(completion) > 1 or not isinstance(begun, str) or not isinstance(rest, str):
+        raise UserError(
+            f"{place}: the prompt ends in an answer begun, so that the completion must be its rest: one text, or one "
+            "message of the assistant with a text"
+        )
+    return [*prompt[:-1], {**prompt[-1], "content": begun + rest}]
 
 
 def _rendered(messages: Messages, tokenizer: PreTrainedTokenizerBase, place: str) -> str:

@@ -41,15 +41,25 @@ def load_rows(source: str | Path, *, split: str | None = None, count: int | None
     if count is not None and count < 1:
         raise UserError(f"{source}: count must be at least 1, not {count}")
     path = Path(source).expanduser()
-    if path.is_file():
-        rows = _read_file(path, split)
-    elif path.suffix.lower() in _READERS:
-        raise UserError(_missing(path))
-    else:
+    if names_dataset(path):
         rows = load_dataset_rows(str(source), split, path.is_dir())
+    elif path.is_file():
+        rows = _read_file(path, split)
+    else:
+        raise UserError(_missing(path))
     if not rows:
         raise UserError(f"{source}: no rows in it; give a file with at least one")
     return rows.first(count)
+
+
+def names_dataset(source: str | Path) -> bool:
+    """Whether ``load_rows`` reads a source through ``datasets``: it is no file, nor named like one.
+
+    >>> names_dataset("openai/gsm8k:main"), names_dataset("prompts.jsonl")
+    (True, False)
+    """
+    path = Path(source).expanduser()
+    return not path.is_file() and path.suffix.lower() not in _READERS
 
 
 def _read_file(path: Path, split: str | None) -> Rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,13 +82,16 @@ def _split_conversations(row: Row, place: str) -> Row:
     return {**row, "prompt": before, "chosen": chosen[-1:], "rejected": rejected[-1:]}
 
 
-def encode_pair(row: Row, tokenizer: PreTrainedTokenizerBase, *, place: str = "the row") -> Pair:
+def encode_pair(
+    row: Row, tokenizer: PreTrainedTokenizerBase, *, ends: Sequence[int] = (), place: str = "the row"
+) -> Pair:
     """Turn a row into a pair of sequences: prompt, response, end of text, as in supervised fine-tuning.
 
     Args:
         row: with ``prompt``, ``chosen``, ``rejected``, all text or all messages (or messages with the text of one
             answer), and ``margin`` where the data have one.
-        tokenizer: of the model; it must have an end-of-text token.
+        tokenizer: of the model.
+        ends: ids that end a response; see :func:`kedge.data.encode_example`.
         place: file and line, for error messages.
 
     Raises:
@@ -108,7 +112,9 @@ def encode_pair(row: Row, tokenizer: PreTrainedTokenizerBase, *, place: str = "t
             f"{place}: 'chosen' and 'rejected' are the same text, so there is nothing to prefer; remove the row"
         )
     encoded = {
-        side: encode_example({**row, "completion": row[side]}, tokenizer, place=f"{place}, {side}")[0]
+        side: encode_example(
+            {**row, "completion": row[side]}, tokenizer, ends=ends, place=f"{place}, {side}"
+        )[0]
         for side in _SIDES
     }
     if encoded["chosen"] == encoded["rejected"]:

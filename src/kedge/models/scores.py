@@ -48,9 +48,12 @@ def reward_model_from(
     """
     config = copy.deepcopy(policy.config)
     config.num_labels = 1
-    config.get_text_config(decoder=True).pad_token_id = None if pad_id in end_ids else pad_id
+    text = config.get_text_config(decoder=True)
+    text.pad_token_id = None if pad_id in end_ids else pad_id
+    if len(end_ids) > 1:  # a language model's generation configuration has them, a classifier has none
+        text.eos_token_id = list(end_ids)
     with quiet(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # a GPU's is left as it was
         try:
             model = AutoModelForSequenceClassification.from_config(config, dtype=policy.dtype)
         except ValueError as error:

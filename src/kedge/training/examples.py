@@ -52,13 +52,14 @@ def encode_examples(
     rows: Rows,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    ends: Sequence[int] = (),
     completion_only: bool,
     limit: int | None,
     true_log_prob: Callable[..., Any] | None = None,
 ) -> tuple[Examples, int]:
     """Encode examples and leave out those over ``limit`` tokens; give how many those were."""
     encoded = [
-        encode_example(row, tokenizer, completion_only=completion_only, place=rows.place(index))
+        encode_example(row, tokenizer, ends=ends, completion_only=completion_only, place=rows.place(index))
         for index, row in enumerate(rows)
     ]
     kept = [index for index, (tokens, _) in enumerate(encoded) if limit is None or len(tokens) <= limit]

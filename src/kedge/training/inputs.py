@@ -119,6 +119,7 @@ def _examples(
     examples, dropped = encode_examples(
         rows_of(data, materials.seed),
         materials.tokenizer,
+        ends=special_tokens(materials.model, materials.tokenizer)[1],
         completion_only=stage.completion_only,
         limit=min(limits, default=None),
         true_log_prob=load_function(known, "true_log_prob") if known is not None else None,
@@ -143,6 +144,7 @@ def _reward(stage: RewardStage, materials: Materials) -> RewardInputs:
         found, dropped = encode_pairs(
             rows_of(data, materials.seed),
             tokenizer,
+            ends=special_tokens(model, tokenizer)[1],
             limit=min(limits, default=None),
             true_preference=load_function(known, "true_preference") if known is not None else None,
         )

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedge.data import encode_example
 from kedge.errors import UserError
-from kedge.models import context_length
+from kedge.models import context_length, special_tokens
 from kedge.rewards import RewardError
 from kedge.training.config import ComputeConfig
 from kedge.training.resources import load_scorer
@@ -112,17 +112,19 @@ class ModelReward:
     ) -> list[int]:
         """Give the tokens that are scored; what cannot be is the failure of this response alone."""
         answered = f"reward model {self.name!r}, response to {prompt!r:.60}"
+        assert self.model is not None
         if self.tokenizer is not None:
             row = {"prompt": prompt, "completion": completion}
             try:
-                tokens, _ = encode_example(row, self.tokenizer, place=answered)
+                tokens, _ = encode_example(
+                    row, self.tokenizer, ends=special_tokens(self.model, self.tokenizer)[1], place=answered
+                )
             except UserError as error:
                 raise RewardError(str(error), self.name, sample=index) from error
             tokens = tokens if finished else tokens[:-1]
         else:
             by_stop_string = finished and completion_ids[-1] not in self.end_ids
             tokens = [*prompt_ids, *completion_ids, *(self.end_ids[:1] if by_stop_string else ())]
-        assert self.model is not None
         context = context_length(self.model)
         if context is not None and len(tokens) > context:
             raise RewardError(

@@ -40,6 +40,7 @@ def encode_pairs(
     rows: Rows,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    ends: Sequence[int] = (),
     limit: int | None,
     true_preference: Callable[..., Any] | None = None,
 ) -> tuple[Pairs, int]:
@@ -48,7 +49,9 @@ def encode_pairs(
     Raises:
         UserError: a row is no pair, every pair is too long, or the true preference is not one probability a pair.
     """
-    encoded = [encode_pair(row, tokenizer, place=rows.place(index)) for index, row in enumerate(rows)]
+    encoded = [
+        encode_pair(row, tokenizer, ends=ends, place=rows.place(index)) for index, row in enumerate(rows)
+    ]
     kept = [
         index
         for index, pair in enumerate(encoded)
