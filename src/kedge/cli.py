@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:  # behind an option, where argparse takes no more of them
         options.overrides += rest
     try:
-        return int(options.run(options))
+        status = int(options.run(options))
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"kedge: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -43,8 +46,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"kedge: stopped at once{options.stopped}", file=sys.stderr)  # noqa: T201
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_nowhere()
         return 0
+
+
+@contextmanager
+def _read_or_not() -> Iterator[None]:
+    """Print what is done: a reader who leaves before its end, as ``| head`` does, changes nothing of its status."""
+    try:
+        yield
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # rich makes the one into the other
+        _print_nowhere()
+
+
+def _print_nowhere() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -154,6 +171,7 @@ def _add_measure(commands: Any) -> None:
         help="whose responses: reverse KL, forward KL, both (default)")  # fmt: skip
     add("--max-new-tokens", type=int, metavar="N", help="of a response (default 128)")
     add("--temperature", type=float, help="of sampling and of both distributions (default 1)")
+    add("--split", metavar="NAME", help="of a dataset that has several")
     add("--count", type=int, metavar="N", help="only the first N prompts and texts")
     add("--prompt-format", dest="prompt", metavar="F", help="columns in braces (default {prompt})")
     add("--text-column", dest="text", metavar="NAME", help="column of a text (default text)")
@@ -187,7 +205,9 @@ def _measure(options: argparse.Namespace) -> int:
     del settings["run"], settings["stopped"]
     if prompts is None and texts is None:
         raise UserError("give --prompts, --texts, or both: there is nothing to compare the models on")
-    folder = Path(out) if out else Path("runs", f"measure-{Path(policy).name}-{Path(reference).name}")
+    folder = (
+        Path(out).expanduser() if out else Path("runs", f"measure-{Path(policy).name}-{Path(reference).name}")
+    )
     if os.path.exists(folder) and not (overwrite and (folder / "measure.json").is_file()):
         remedy = (
             "give another --out, or --overwrite"
@@ -204,9 +224,10 @@ def _measure(options: argparse.Namespace) -> int:
         policy, reference, prompts=prompts, texts=texts, out=folder, progress=progress_for(), **settings
     )
     options.stopped = f"; the figures are in {folder}, `kedge report {folder}` adds the page"
-    show(found)
-    print(f"written: {folder}")  # noqa: T201
     write_audit_page(folder)
+    with _read_or_not():
+        show(found)
+        print(f"written: {folder}")  # noqa: T201
     if found.partial:
         return 130
     if fail_above is not None and not found.largest() <= fail_above:
@@ -235,8 +256,9 @@ def _train(options: argparse.Namespace) -> int:
 
     _quiet_libraries()
     result = train(recipe)
-    print_comparison([stage.path for stage in result.stages.values()])
-    print(f"report: {result.report}")  # noqa: T201
+    with _read_or_not():
+        print_comparison([stage.path for stage in result.stages.values()])
+        print(f"report: {result.report}")  # noqa: T201
     return 0
 
 
@@ -259,8 +281,9 @@ def _report(options: argparse.Namespace) -> int:
     shared = runs[0] if len(runs) == 1 else Path(os.path.commonpath([run.resolve().parent for run in runs]))
     out = Path(options.out) if options.out else shared / "report.html"
     path = write_report(runs, out)
-    print_comparison(runs)
-    print(f"report: {path}")  # noqa: T201
+    with _read_or_not():
+        print_comparison(runs)
+        print(f"report: {path}")  # noqa: T201
     return 0
 
 
@@ -323,7 +346,8 @@ def _certify(options: argparse.Namespace) -> int:
     if options.judge:
         return _certify_judge(options)
     claims = run(device=str(device_named(options.device)), dtype=DTYPES[options.dtype or "float64"])
-    print_table(claims)
+    with _read_or_not():
+        print_table(claims)
     return 0 if all(claim.passed for claim in claims) else 1
 
 
@@ -337,7 +361,8 @@ def _certify_judge(options: argparse.Namespace) -> int:
         )
     device, dtype = device_named(options.device), DTYPES[options.dtype or "float64"]
     found = list(verdicts(sampled=options.sampled, device=device, dtype=dtype))
-    print_verdicts(found)
+    with _read_or_not():
+        print_verdicts(found)
     return 0 if all(each.passed for each in found) else 1
 
 
@@ -361,7 +386,8 @@ def _certify_head(options: argparse.Namespace) -> int:
             [DTYPES[options.dtype]] if options.dtype else HEAD_DTYPES,
         )
     )
-    print_accuracy(found)
+    with _read_or_not():
+        print_accuracy(found)
     return 0 if all(each.passed for each in found) else 1
 
 

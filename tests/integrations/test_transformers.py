@@ -189,6 +189,46 @@ def test_a_model_that_the_trainer_makes_anew_is_followed(tmp_path: Path) -> None
     assert logged[5]["kl/policy_reference/exact"] == found["policy_responses"]["reverse_kl"] > 0
 
 
+@pytest.mark.parametrize("anew", [True, False])
+def test_mixed_precision_around_the_model_is_no_obstacle(tmp_path: Path, anew: bool) -> None:
+    """Accelerate puts autocast around a model's forward: before training begins, or at an evaluation before that."""
+    made = trainer(
+        tmp_path,
+        None if anew else model(),
+        init=(lambda: model()) if anew else None,
+        evaluated=True,
+        bf16=True,
+    )
+    if not anew:
+        made.evaluate()
+    made.add_callback(DriftCallback(made, every=2, **GIVEN, **SMALL))
+    made.train()
+    logged = drift(made.state.log_history)
+    assert logged[0]["kl/policy_reference/exact"] == 0
+    assert logged[5]["kl/policy_reference/exact"] > 0
+
+
+def test_a_split_of_a_dataset(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list([{"prompt": prompt} for prompt in GIVEN["prompts"]])
+    datasets.DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(str(tmp_path / "asked"))
+    made = trainer(tmp_path / "run", model())
+    callback = DriftCallback(made, prompts=str(tmp_path / "asked"), split="test", **SMALL)
+    assert callback.measure()["kl/policy_reference/exact"] == 0
+    with pytest.raises(UserError, match="acts on datasets alone"):
+        DriftCallback(made, prompts=GIVEN["prompts"], split="test", **SMALL)
+
+
+def test_models_that_cannot_be_passed_over(tmp_path: Path) -> None:
+    plain = trainer(tmp_path, torch.nn.Linear(2, 2))
+    with pytest.raises(UserError, match="is a Linear, no causal language model of transformers"):
+        DriftCallback(plain, **GIVEN, **SMALL)
+    flash = trainer(tmp_path, model())
+    flash.model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(UserError, match="float32, in which flash_attention_2 does not work"):
+        DriftCallback(flash, **GIVEN, **SMALL)
+
+
 @pytest.mark.parametrize("best", [False, True])
 @pytest.mark.parametrize("first", [False, True])
 def test_the_step_at_which_training_is_stopped_early_is_the_last(

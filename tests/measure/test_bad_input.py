@@ -159,6 +159,48 @@ def test_a_gate(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert measure("policy", "policy", "--texts", "texts.jsonl", "--fail-above", "0.001", "--out", "b") == 0
 
 
+@pytest.mark.parametrize("command", ["measure", "report"])
+def test_a_reader_who_leaves_early(here: Path, command: str) -> None:
+    """As ``| head`` does: the page is written, and the gate's verdict is the command's status."""
+    measured = ("policy", "reference", "--texts", "texts.jsonl", "--out", "out", "--device", "cpu")
+    gated = [*measured, "--fail-above", "0.001"]
+    if command == "report":
+        assert main(["measure", *measured]) == 0
+        (here / "out" / "measure.html").unlink()
+    read, write_end = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "kedge.cli", command, *(gated if command == "measure" else ["out"])],
+            stdout=write_end,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+    finally:
+        os.close(write_end)
+    assert done.returncode == (3 if command == "measure" else 0), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Broken pipe" not in done.stderr
+    assert (here / "out" / "measure.html").is_file()
+
+
+def test_a_split_of_a_dataset(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    datasets = pytest.importorskip("datasets")
+    for name, folder in (("prompt", "asked"), ("text", "read")):
+        rows = datasets.Dataset.from_list([{name: f"{n}+1="} for n in range(4)])
+        datasets.DatasetDict({"train": rows, "test": rows.select([1])}).save_to_disk(str(here / folder))
+    pair = ("policy", "reference")
+    assert "which split? Set split to one of train, test" in refused(capsys, *pair, "--prompts", "asked")
+    assert measure(*pair, "--prompts", "asked", "--texts", "texts.jsonl", "--split", "test") == 0
+    summary = json.loads((here / "runs/measure-policy-reference/measure.json").read_text())
+    questions = summary["questions"]
+    assert questions["policy_responses"]["counts"]["prompts"] == 1
+    assert questions["texts"]["counts"]["texts"] == 9
+    said = refused(capsys, *pair, *PROMPTS, "--split", "test", "--out", "out")
+    assert "split (--split) acts on datasets alone, and there are none" in said
+
+
 def test_an_adapter_without_peft(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "adapter").mkdir()
     config = {"peft_type": "LORA", "base_model_name_or_path": "reference"}
@@ -275,6 +317,8 @@ def test_objects_that_do_not_fit() -> None:
             texts=["1"],
             tokenizer=sums.tokenizer(),
         )
+    with pytest.raises(UserError, match=r"the reference is on meta, the comparison on cpu.*device='meta'"):
+        compare(model(0), model(1).to("meta"), texts=["1+1"], tokenizer=sums.tokenizer())
     with pytest.raises(UserError, match="backend is 'fast'; it must be one of"):
         compare(model(0), model(1), texts=["1+1"], tokenizer=sums.tokenizer(), backend="fast")
     assert torch.is_grad_enabled()
@@ -286,7 +330,7 @@ def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
     save_model(model(0), tokenizer, tmp_path / "tuned")
     before = sorted(path.name for path in (tmp_path / "tuned").iterdir())
     texts = {"texts": ["1+2=3"], "device": "cpu", "out": tmp_path / "tuned"}
-    with pytest.raises(UserError, match="holds no measurement, which would replace it"):
+    with pytest.raises(UserError, match="holds no measurement, which the result would replace"):
         compare(str(tmp_path / "tuned"), str(tmp_path / "tuned"), **texts)
     assert sorted(path.name for path in (tmp_path / "tuned").iterdir()) == before
 

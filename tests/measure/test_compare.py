@@ -255,6 +255,14 @@ def test_an_interrupt_keeps_what_was_scored(tmp_path: Path) -> None:
     assert {each.name for each in out.iterdir()} == {"measure.json", "tokens.parquet"}
 
 
+def test_an_interrupt_in_the_last_part_finds_everything_scored() -> None:
+    whole = compare(model(0), model(1), texts=TEXTS, tokenizer=sums.tokenizer(), device="cpu", batch=64)
+    given = {"texts": TEXTS, "tokenizer": sums.tokenizer(), "device": "cpu", "batch": 64}
+    found = compare(model(0), model(1), **given, progress=Stopping(1))
+    assert not found.partial
+    assert found["texts"].counts == whole["texts"].counts
+
+
 def test_an_interrupt_with_low_memory_scores_what_both_have_seen(saved: tuple[str, str]) -> None:
     settings = {**SMALL, "tokenizer": None, "batch": 4, "low_memory": True}
     found = compare(

@@ -18,6 +18,8 @@ from kedge.errors import UserError
 from kedge.measure import SUMMARY, TOKENS, compare, read_summary, show
 from kedge.measure.files import write
 from kedge.measure.progress import PlainProgress, TerminalProgress, progress_for
+from kedge.report import write_audit_page
+from kedge.runs.audit import PAGE
 from tests.measure.test_compare import PROMPTS, SMALL, TEXTS, model
 
 
@@ -77,6 +79,7 @@ def test_the_screen_is_narrow() -> None:
         ({"texts": TEXTS[:1]}, "one text has no interval: give more"),
         ({"texts": TEXTS}, " texts\n"),
         ({"prompts": PROMPTS}, "prompts with as many responses each"),
+        ({"prompts": PROMPTS, "responses": 1}, "; one each does not tell what more would do"),
     ],
 )
 def test_the_screen_says_what_is_needed(given: dict[str, Any], said: str) -> None:
@@ -94,9 +97,41 @@ def test_the_screen_says_what_is_needed(given: dict[str, Any], said: str) -> Non
 def test_an_older_measurement_is_replaced_whole(tmp_path: Path) -> None:
     found = compare(model(0), model(1), **SMALL)
     write(found, tmp_path / "out")
-    (tmp_path / "out" / "stray").write_text("")
-    write(found, tmp_path / "out")
-    assert not (tmp_path / "out" / "stray").exists()
+    (tmp_path / "out" / PAGE).write_text("of the older one")
+    compare(model(0), model(1), **SMALL, out=tmp_path / "out")
+    assert not (tmp_path / "out" / PAGE).exists()
+
+
+def test_what_somebody_put_beside_a_measurement_is_not_lost(tmp_path: Path) -> None:
+    compare(model(0), model(1), **SMALL, out=tmp_path / "out")
+    (tmp_path / "out" / "analysis.ipynb").write_text("a week's work")
+    with pytest.raises(UserError, match=r"out exists and holds 'analysis.ipynb', too, which the result"):
+        compare(model(0), model(1), **SMALL, out=tmp_path / "out")
+    assert (tmp_path / "out" / "analysis.ipynb").read_text() == "a week's work"
+
+
+def test_a_folder_that_cannot_be_replaced_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    for out in (".", tmp_path / "out"):
+        with pytest.raises(UserError, match="the folder that this process works in, and cannot be replaced"):
+            compare(model(0), model(1), **SMALL, out=out)
+    compare(model(0), model(1), **SMALL, out="inside")
+    assert read_summary(tmp_path / "out" / "inside")
+
+
+@pytest.mark.parametrize(("confidence", "said"), [(0.95, "95%"), (0.999, "99.9%"), (0.57, "57%")])
+def test_the_confidence_is_said_with_its_digits(tmp_path: Path, confidence: float, said: str) -> None:
+    settings = {**SMALL, "confidence": confidence, "resamples": 2000}
+    found = compare(model(0), model(1), **settings, out=tmp_path / "out")
+    out = io.StringIO()
+    show(found, Console(file=out, width=110))
+    assert f"{said} interval" in out.getvalue()
+    page = write_audit_page(tmp_path / "out").read_text(encoding="utf-8")
+    assert f"{said}, {found.settings['resamples']:,} resamples" in page
+    assert f"{said} interval" in page
 
 
 def test_progress(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,9 +23,8 @@ from transformers import (
 
 from kedge.errors import UserError
 from kedge.head import Head
-from kedge.measure.config import MeasureConfig, require_acting
+from kedge.measure.config import Given, MeasureConfig, require_acting
 from kedge.measure.figures import figures
-from kedge.measure.inputs import Given
 from kedge.measure.models import Models
 from kedge.measure.pipeline import Pipeline, Work
 from kedge.measure.plan import backend_for, plan
@@ -37,7 +36,7 @@ from kedge.runs.interrupt import Interrupt
 
 _ACTING = frozenset(
     {"responses", "sample_from", "max_new_tokens", "temperature", "count", "prompt", "text", "seed", "batch"}
-    | {"window", "backend"}
+    | {"window", "split", "backend"}
 )
 """Settings of a comparison that act here: the others are about loading models, and about intervals."""
 FEWEST_RESAMPLES = 40
@@ -68,10 +67,11 @@ class DriftCallback(TrainerCallback):
         texts: the same with texts, messages, or prompt and completion, to be scored.
         every: steps between two measurements.
         reference: what the drift is measured from: None: the trainer's model as it is now, kept as a frozen copy
-            or, if it is a PEFT model, had by switching its adapters off; else a path or name, or a model.
+            or, if it is a PEFT model, had by switching its adapters off (to measure from where an adapter that was
+            trained before begins, give its folder); else a path or name, or a model.
         tokenizer: the trainer's ``processing_class`` when left out.
         settings: of ``kedge.measure.MeasureConfig``: responses, sample_from (here ``policy`` by default),
-            max_new_tokens, temperature, count, prompt, text, window, seed, batch, backend.
+            max_new_tokens, temperature, split, count, prompt, text, window, seed, batch, backend.
 
     Raises:
         UserError: something given cannot be used.
@@ -92,7 +92,7 @@ class DriftCallback(TrainerCallback):
             raise UserError("DriftCallback: nothing to measure on: give prompts, texts, or both")
         if every < 1:
             raise UserError(f"DriftCallback: every = {every} must be at least 1 step")
-        require_acting(settings, prompts=prompts is not None, texts=texts is not None)
+        require_acting(settings, prompts=prompts, texts=texts)
         self._config = _config(settings)
         self._trainer, self._every = trainer, every
         self._measured: int | None = None
@@ -260,6 +260,12 @@ def _policy_of(model: Any) -> PreTrainedModel:
         )
     if adapted:
         _require_switches(model, policy)
+    if "flash" in str(policy.config._attn_implementation) and policy.dtype == torch.float32:
+        raise UserError(
+            f"DriftCallback: its passes run in the dtype of the weights, float32, in which "
+            f"{policy.config._attn_implementation} does not work: load the model with dtype='bfloat16' or with "
+            "attn_implementation='sdpa'"
+        )
     return policy
 
 
@@ -284,9 +290,9 @@ def _require_switches(model: Any, base: Any) -> None:
 def _undisturbed(model: Any) -> Iterator[None]:
     """Put back afterwards what switching and passing could change: random states, which weights are trained."""
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    devices = [model.device] if model.device.type == "cuda" else []
+    devices = {parameter.device for parameter, _ in trained if parameter.device.type == "cuda"}
     adapted = _is_adapted(model) and hasattr(model.base_model, "enable_adapter_layers")
-    with torch.random.fork_rng(devices), torch.no_grad():
+    with torch.random.fork_rng(list(devices)), torch.no_grad():
         try:
             yield
         finally:

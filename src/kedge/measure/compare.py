@@ -11,9 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedge.errors import RunError, UserError
 from kedge.measure.conclusion import conclusion
-from kedge.measure.config import SAVED, MeasureConfig, require_acting
+from kedge.measure.config import SAVED, Given, MeasureConfig, require_acting
 from kedge.measure.files import require_parquet, require_replaceable, require_writable
-from kedge.measure.inputs import Given
 from kedge.measure.models import Models, Source
 from kedge.measure.pipeline import Pipeline
 from kedge.measure.plan import backend_for, plan
@@ -79,7 +78,7 @@ def compare(
     started = time.perf_counter()
     if prompts is None and texts is None:
         raise UserError("nothing to compare the models on: give prompts, texts, or both")
-    require_acting(settings, prompts=prompts is not None, texts=texts is not None)
+    require_acting(settings, prompts=prompts, texts=texts)
     if isinstance(policy, PreTrainedModel) and isinstance(reference, PreTrainedModel):
         if "dtype" in settings:
             raise UserError(
@@ -87,10 +86,11 @@ def compare(
             )
         settings["dtype"] = SAVED
     config = MeasureConfig(**settings)
-    if out is not None:
+    folder = None if out is None else Path(out).expanduser().resolve()
+    if folder is not None:
         require_parquet()
-        require_writable(Path(out))
-        require_replaceable(Path(out))
+        require_writable(folder)
+        require_replaceable(folder)
     models = Models(
         policy,
         reference,
@@ -102,15 +102,15 @@ def compare(
     )
     works = plan(models, config, prompts, texts)
     progress = progress or Silent()
-    conclude = partial(conclusion, works, models, config, started, None if out is None else Path(out))
+    conclude = partial(conclusion, works, models, config, started, folder)
     with Interrupt() as interrupt:  # to the end: a Ctrl-C while figures are made loses nothing
         try:
             Pipeline(models, config, backend_for(models, config, works), progress, interrupt).run(works)
         except Exception as error:
-            if out is None or not any(work.tables for work in works):
+            if folder is None or not any(work.tables for work in works):
                 raise
             conclude(f"failed before all was scored: {error}")
-            raise RunError(f"{error}. What was scored before is in {out}, labelled partial") from error
+            raise RunError(f"{error}. What was scored before is in {folder}, labelled partial") from error
         finally:
             progress.close()
         return conclude()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
+from kedge.data import names_dataset
 from kedge.errors import UserError
 from kedge.models import DTYPES
 
+Given: TypeAlias = str | Path | Sequence[str | Mapping[str, Any]]
+"""What prompts or texts are read from: a file, a dataset's name, or rows."""
 SAVED = "saved"
 """The dtype in which a checkpoint was saved."""
 
@@ -22,21 +26,25 @@ _OF_PROMPTS = {
 _OF_TEXTS = {"text": "--text-column", "window": "--window"}
 
 
-def require_acting(given: Collection[str], *, prompts: bool, texts: bool) -> None:
+def require_acting(given: Collection[str], *, prompts: Given | None, texts: Given | None) -> None:
     """Refuse settings that were given and would do nothing.
 
     Args:
         given: names of settings.
-        prompts: whether there are prompts.
-        texts: whether there are texts.
+        prompts: what prompts are read from, if any.
+        texts: what texts are read from, if any.
 
     Raises:
         UserError: naming the first of them, and what it acts on.
 
-    >>> require_acting({"responses", "temperature"}, prompts=True, texts=False)
+    >>> require_acting({"responses", "temperature"}, prompts=["1+2="], texts=None)
     """
-    for present, data, names in ((prompts, "prompts", _OF_PROMPTS), (texts, "texts", _OF_TEXTS)):
-        idle = [name for name in names if name in given and not present]
+    if "split" in given and not any(
+        isinstance(each, str | Path) and names_dataset(each) for each in (prompts, texts)
+    ):
+        raise UserError("split (--split) acts on datasets alone, and there are none: leave it out")
+    for data, source, names in (("prompts", prompts, _OF_PROMPTS), ("texts", texts, _OF_TEXTS)):
+        idle = [name for name in names if name in given and source is None]
         if idle:
             raise UserError(
                 f"{idle[0]} ({names[idle[0]]}) acts on {data} alone, and there are none: give {data}, or leave it out"
@@ -52,6 +60,7 @@ class MeasureConfig:
         sample_from: whose responses: the policy's (reverse KL), the reference's (forward KL), both.
         max_new_tokens: length limit of a response, its end token included.
         temperature: of sampling and of both distributions, of texts, too: all logits are divided by it.
+        split: of datasets that prompts or texts are read from; None where there is only one. Files have none.
         count: the first so many prompts and texts; None: all.
         prompt: format of a prompt's columns, as in recipes.
         text: the column of a text; rows without it are read as messages, or prompt and completion.
@@ -77,6 +86,7 @@ class MeasureConfig:
     sample_from: Literal["policy", "reference", "both"] = "both"
     max_new_tokens: int = 128
     temperature: float = 1.0
+    split: str | None = None
     count: int | None = None
     prompt: str = "{prompt}"
     text: str = "text"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from kedge.measure.questions import QUESTIONS
 from kedge.measure.result import Comparison
 from kedge.measure.table import TokenTable
 from kedge.runs import atomic_directory
-from kedge.runs.audit import SUMMARY, TOKENS
+from kedge.runs.audit import PAGE, SUMMARY, TOKENS
 
 
 def require_parquet() -> None:
@@ -33,16 +34,24 @@ def require_parquet() -> None:
 
 
 def require_replaceable(directory: Path) -> None:
-    """Refuse a folder that holds something else than a measurement, since writing replaces the whole of it.
+    """Refuse a folder that holds anything but a measurement, since writing replaces the whole of it.
 
     Raises:
-        UserError: it is a file, or a folder of other things.
+        UserError: it is a file, or a folder of other things, or cannot be replaced.
     """
-    if directory.is_dir() and ((directory / SUMMARY).is_file() or not any(directory.iterdir())):
+    if not directory.exists():
         return
-    if directory.exists():
+    found = {path.name for path in directory.iterdir()} if directory.is_dir() else {directory.name}
+    others = sorted(found - {SUMMARY, TOKENS, PAGE})
+    if others or (found and SUMMARY not in found):
+        what = f"holds {others[0]!r}, too" if others and SUMMARY in found else "holds no measurement"
         raise UserError(
-            f"{directory} exists and holds no measurement, which would replace it: give another folder for the result"
+            f"{directory} exists and {what}, which the result would replace: give another folder for the result"
+        )
+    if os.path.ismount(directory) or Path.cwd().resolve().is_relative_to(directory.resolve()):
+        raise UserError(
+            f"{directory} is mounted, or the folder that this process works in, and cannot be replaced: give a folder "
+            "inside it for the result"
         )
 
 

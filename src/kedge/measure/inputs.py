@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
-from kedge.data import Rows, encode_example, encode_prompt, format_rows, load_rows
+from kedge.data import Rows, encode_example, encode_prompt, format_rows, load_rows, names_dataset
 from kedge.errors import UserError
-from kedge.measure.config import MeasureConfig
+from kedge.measure.config import Given, MeasureConfig
 
-Given: TypeAlias = str | Path | Sequence[str | Mapping[str, Any]]
 SHOWN = 500
 """Characters of a prompt or text that are kept for people."""
 LONGEST_WINDOW = 2048
@@ -58,13 +56,18 @@ def load_prompts(
 
 
 def load_texts(
-    given: Given, tokenizer: PreTrainedTokenizerBase, config: MeasureConfig, context: int | None
+    given: Given,
+    tokenizer: PreTrainedTokenizerBase,
+    config: MeasureConfig,
+    context: int | None,
+    ends: Sequence[int] = (),
 ) -> list[Window]:
     """Encode texts by the reference's tokenizer, once for both models.
 
     Of a text every token but the first is scored, once. One that is longer than a window is read in several: each
     but the first scores at most half of its tokens and reads the ones before them, and all begin as the text does
-    where that is with a bos token. Of messages, or prompt and completion, the answer is scored, in one window.
+    where that is with a bos token. Of messages, or prompt and completion, the answer is scored, in one window, with
+    its end.
 
     Raises:
         UserError: no texts, one without a token to score, an example or a window beyond the context; naming file and
@@ -77,7 +80,7 @@ def load_texts(
         place = rows.place(index)
         if config.text not in row and ("messages" in row or "completion" in row):
             (example,) = format_rows(Rows([row], place))
-            tokens, scored = encode_example(example, tokenizer, context=context, place=place)
+            tokens, scored = encode_example(example, tokenizer, ends=ends, context=context, place=place)
             first = scored.index(True)
             windows.append(Window(index, tokens[:first], tokens[first:]))
             continue
@@ -121,7 +124,7 @@ def _windows(cluster: int, tokens: list[int], length: int, bos: int | None) -> l
 
 def _rows(given: Given, column: str, config: MeasureConfig) -> Rows:
     if isinstance(given, str | Path):
-        return load_rows(given, count=config.count)
+        return load_rows(given, split=config.split if names_dataset(given) else None, count=config.count)
     rows = Rows(
         [{column: row} if isinstance(row, str) else dict(row) for row in given], f"the {column}s given"
     )

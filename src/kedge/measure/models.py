@@ -67,7 +67,7 @@ class Models:
         self.heads: dict[Side, Head] = {}
         self.facts: dict[Side, dict[str, Any]] = {}
         self.notes: list[str] = []
-        self.device = device_named(device)
+        self.device = torch.empty(0, device=device_named(device)).device  # with its number, where it has one
         in_memory = [side for side in SIDES if isinstance(self._sources[side], PreTrainedModel)]
         if low_memory and in_memory:
             raise UserError(
@@ -97,10 +97,10 @@ class Models:
     def _load(self, side: Side) -> PreTrainedModel:
         source = self._sources[side]
         if isinstance(source, PreTrainedModel):
-            if source.device != self.device and source.device.type != self.device.type:
+            if source.device != self.device:
                 raise UserError(
                     f"the {side} is on {source.device}, the comparison on {self.device}: move it there, or "
-                    f"set device={source.device.type!r}"
+                    f"set device={str(source.device)!r}"
                 )
             return source
         dtype: torch.dtype | None = None if self._dtype == SAVED else DTYPES[self._dtype]

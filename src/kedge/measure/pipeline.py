@@ -73,15 +73,16 @@ class Pipeline:
 
     def _side_by_side(self, works: list[Work]) -> None:
         for work in works:
-            self._progress.begin(work.question.title, self._sequences(work), "sequences")
+            total, scored = self._sequences(work), 0
+            self._progress.begin(work.question.title, total, "sequences")
             for index, part in enumerate(self._parts(work)):
                 hidden = {side: self._hidden(work, index, part, side) for side in SIDES}
                 self._score(work, part, hidden)
                 self._progress.advance(len(part.clusters))
+                scored += len(part.clusters)
                 if self._interrupt.requested:
                     break
-            else:
-                work.complete = True
+            work.complete = scored == total
             if self._interrupt.requested:
                 return
 

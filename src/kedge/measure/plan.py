@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from kedge.errors import UserError
 from kedge.head.backend import chosen_runner, fastest_backend
-from kedge.measure.config import MeasureConfig
-from kedge.measure.inputs import Given, load_prompts, load_texts
+from kedge.measure.config import Given, MeasureConfig
+from kedge.measure.inputs import load_prompts, load_texts
 from kedge.measure.models import Models
 from kedge.measure.pipeline import Work
 from kedge.measure.questions import POLICY_RESPONSES, REFERENCE_RESPONSES, TEXTS
@@ -24,7 +24,8 @@ def plan(models: Models, config: MeasureConfig, prompts: Given | None, texts: Gi
         if config.sample_from in ("reference", "both"):
             works.append(Work(REFERENCE_RESPONSES, windows))
     if texts is not None:
-        works.append(Work(TEXTS, load_texts(texts, models.tokenizer, config, models.context)))
+        ends = models.facts["reference"]["end_tokens"]
+        works.append(Work(TEXTS, load_texts(texts, models.tokenizer, config, models.context, ends)))
     return works
 
 

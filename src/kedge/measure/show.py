@@ -52,7 +52,7 @@ def _parts(answer: Answer, confidence: float) -> Iterator[Text | Table]:
     counts = ", ".join(f"{count:,} {name}" for name, count in answer.counts.items())
     yield Text(f"\n{partial}{answer.question.title}: {counts}", style="bold")
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for title in ("", "value", "± s.e.", f"{confidence:.0%} interval"):
+    for title in ("", "value", "± s.e.", f"{100 * confidence:g}% interval"):
         table.add_column(title, justify="right" if title else "left", no_wrap=True)
     for name, title in _LINES:
         estimate = answer.figures.estimates.get(name)
@@ -100,6 +100,8 @@ def _needed(answer: Answer) -> str:
         return wanted
     wanted += " with as many responses each"
     if needed.samples_per_cluster is None:
+        if answer.counts["responses"] <= answer.counts[f"{word}s"]:
+            return f"{wanted}; one each does not tell what more would do"
         return f"{wanted}; more responses to these {word}s alone cannot reach it"
     more = needed.samples_per_cluster
     return f"{wanted}, or {more:,} response{'s' * (more > 1)} to each of these"

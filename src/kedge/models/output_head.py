@@ -87,8 +87,11 @@ def verify_head(model: PreTrainedModel) -> None:
     ids = torch.arange(1, 13, device=model.get_input_embeddings().weight.device) * 7 % rows
     lengths = torch.tensor([len(ids)], device=ids.device)
     head = head_of(model)
+    forward = getattr(
+        model, "_original_forward", model
+    )  # beneath the autocast that Accelerate puts around it
     with evaluating(model):
-        theirs = model(input_ids=ids[None], use_cache=False).logits[0]
+        theirs = forward(input_ids=ids[None], use_cache=False).logits[0]
         hidden = hidden_states(model, ids, lengths)
     if not theirs.isfinite().all():
         raise UserError(_not_finite(model))

@@ -74,7 +74,7 @@ def render(audit: Audit) -> str:
         title=f"{policy} against {reference}",
         partial=audit.summary["partial"],
         notes=audit.summary["notes"],
-        confidence=f"{confidence:.0%}",
+        confidence=f"{100 * confidence:g}%",
         overview=tables.overview(audit),
         models=tables.models(audit),
         facts=tables.facts(audit),

@@ -190,6 +190,8 @@ def needed(question: Mapping[str, Any]) -> str:
     if word == "text":
         return f"{said}."
     if wanted["samples_per_cluster"] is None:
+        if question["counts"]["responses"] <= question["counts"]["prompts"]:
+            return f"{said} with as many responses each; one each does not tell what more would do."
         return f"{said} with as many responses each; more responses to these alone cannot do it."
     each = wanted["samples_per_cluster"]
     responses = f"{each:,} response{'s' * (each != 1)}"
@@ -293,7 +295,7 @@ def facts(audit: Audit) -> list[tuple[str, str]]:
         "windows of texts": f"{settings['window']:,} tokens" if settings.get("window") else "",
         "temperature": f"{settings['temperature']:g}",
         "vocabulary": f"{audit.summary['vocabulary']:,} tokens",
-        "intervals": f"{settings['confidence']:.0%}, {settings['resamples']:,} resamples",
+        "intervals": f"{100 * settings['confidence']:g}%, {settings['resamples']:,} resamples",
         "seed": str(settings["seed"]),
         "dtype": str(settings["dtype"]),
         "batch": str(settings["batch"]),

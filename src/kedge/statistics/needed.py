@@ -21,7 +21,8 @@ class Needed:
         half_width: wanted, in the unit of the value.
         clusters: with as many samples in each as now; None where the interval's width is not known, or it is that of
             a single cluster.
-        samples_per_cluster: with as many clusters as now; None where more samples alone cannot do it.
+        samples_per_cluster: with as many clusters as now; None where more samples alone cannot do it, or single ones
+            do not tell.
     """
 
     half_width: float
@@ -66,7 +67,7 @@ def samples_needed(
 
 
 def variance_components(values: Float[Tensor, " R"], cluster: Int[Tensor, " R"]) -> tuple[float, float]:
-    """Estimate the variance between clusters and that within them.
+    """Estimate the variance between clusters and that within them, taken for 0 where every cluster has one sample.
 
     >>> variance_components(torch.tensor([0.0, 2.0, 0.0, 2.0]), torch.tensor([0, 0, 1, 1]))
     (0.0, 2.0)
