@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kedge.head import Anchor, Head, projection, score
-from kedge.head.projection import Projection, suits
+from kedge.head.projection import Projection, row_width, suits
 
 N, H, V, PADDING = 22, 3, 7, 2
 DOUBLE, SINGLE, HALF = torch.float64, torch.float32, torch.bfloat16
@@ -183,8 +183,22 @@ def test_a_whole_call_in_bfloat16(
         assert error < 6e-3, (name, error)
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("dtype", [DOUBLE, HALF])
+def test_rows_may_be_wider_than_the_vocabulary(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where the rows of an odd vocabulary would begin anywhere."""
+    monkeypatch.setattr(projection, "row_width", lambda device, tokens: row_width("cuda", tokens))
+    monkeypatch.setattr(projection, "SLAB_ROWS", 9)
+    needs = (True, True, True)
+    made = Projection(source(dtype), DOUBLE if dtype == DOUBLE else SINGLE, 4, needs)
+    assert_carried_back(made, 4, needs, (1,), 1e-5)
+    for buffer in (made._buffer, made._gradients):
+        assert buffer.stride() == (64, 1)
+
+
 @needs_gpu
-def test_products_on_a_gpu_are_float32() -> None:
+def test_products_on_a_gpu_are_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projection, "SLAB_ROWS", 9)  # several products add to one gradient
     made = Projection(source(HALF, "cuda"), SINGLE, 4, (True, True, True))
     assert made._gradients.dtype == HALF
     assert_carried_back(made, 4, (True, True, True), (), 1e-5)

@@ -9,9 +9,12 @@ import torch
 from transformers import MambaConfig, MambaForCausalLM
 
 from kedge.errors import UserError
-from kedge.head import score
+from kedge.head import projection, score
+from kedge.head.products import multiply
+from kedge.head.projection import suits
 from kedge.models import head_of, hidden_states
-from kedge.rollout import SamplingConfig, generate
+from kedge.rollout import SamplingConfig, cache, generate, inprocess
+from kedge.rollout.cache import RolloutCache
 
 SAMPLING = SamplingConfig(responses_per_prompt=3, max_new_tokens=12)
 GREEDY = replace(SAMPLING, responses_per_prompt=1, temperature=0.0)
@@ -71,6 +74,46 @@ def test_under_autocast_the_backbone_follows_and_the_logits_do_not(make, tokeniz
     scores = score(hidden, head_of(model), rollout.response_tokens, want={"log_prob"})
     assert (hidden - hidden_states(model, tokens, lengths)[rollout.predicting()]).abs().max() > 1e-4
     torch.testing.assert_close(rollout.sampler_log_probs, scores["log_prob"].detach(), atol=1e-5, rtol=0)
+
+
+def test_under_autocast_keys_are_kept_as_attention_reads_them(make, tokenizer, prompts, monkeypatch):
+    """Rotated keys are float32, and attention would round the whole cache again at every token."""
+    model, kept = make(), []
+    expand = RolloutCache.expand
+
+    def looking(self, copies, lengths):
+        expand(self, copies, lengths)
+        kept.append({room.dtype for layer in self.layers for room in (layer.key_room, layer.value_room)})
+
+    monkeypatch.setattr(RolloutCache, "expand", looking)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = generate(model, tokenizer, prompts, SAMPLING, seeded())
+        monkeypatch.setattr(cache, "_as_attention_reads", lambda states: states)
+        whole = generate(model, tokenizer, prompts, SAMPLING, seeded())
+    assert kept[0] == {torch.bfloat16}
+    assert torch.float32 in kept[1]
+    assert same(rounded, whole)
+
+
+@pytest.mark.parametrize("norm", [torch.bfloat16, torch.float32])
+def test_a_bfloat16_head_is_multiplied_as_it_is_on_a_gpu(make, tokenizer, prompts, norm, monkeypatch):
+    """Followed on a CPU; the last norm of some models gives float32."""
+    model = make().bfloat16()
+    model.get_decoder().register_forward_hook(
+        lambda _, __, output: output.__setitem__("last_hidden_state", output.last_hidden_state.to(norm))
+    )
+    expected = generate(model, tokenizer, prompts, SAMPLING, seeded())
+    factors = []
+
+    def counting(left, right, out, **options):
+        factors.append(right.dtype)
+        return multiply(left, right, out, **options)
+
+    monkeypatch.setattr(projection, "multiply", counting)
+    monkeypatch.setattr(inprocess, "suits", lambda _, *given: suits("cuda", *given))
+    found = generate(model, tokenizer, prompts, SAMPLING, seeded())
+    assert set(factors) == {norm}
+    assert same(found, expected)
 
 
 def test_greedy_log_probs_are_those_at_temperature_one(make, tokenizer, prompts):

@@ -133,12 +133,14 @@ def backward(
     normalizers: Normalizers,
     targets: Tensor,
     pulls: Mapping[Output, Pull],
+    apart: Mapping[str, Tensor],
     *,
     run: Callable[..., dict[str, Tensor]] = overwrite,
 ) -> None:
     """Overwrite the logits of every source that is moved with the gradient of its h Wᵀ + b.
 
-    ``run`` is ``overwrite``, or what does the same.
+    Where ``apart`` has a tensor for a source, [n, V] of any dtype, the gradient is there. ``run`` is ``overwrite``, or
+    what does the same.
     """
     chosen: dict[str, Tensor] = {}
     if any((source, "log_prob") in pulls for source in plan.moved):
@@ -146,6 +148,8 @@ def backward(
     at_targets = run(plan, logits, chosen, normalizers, pulls)
     for source, gradient in at_targets.items():
         logits[source].scatter_(-1, targets[:, None], gradient)
+    for source, place in apart.items():
+        place.copy_(logits[source])
 
 
 def _maximum(logits: Tensor) -> Tensor:

@@ -192,9 +192,8 @@ def _write_gradients(
         block = _copy(sources, rows)
         parts = {name: Normalizer(*(part[rows] for part in each)) for name, each in normalizers.items()}
         here = {output: pull[rows] for output, pull in pulls.items()}
-        runner.backward(plan, block, parts, targets[rows], here)
-        for name, gradient in gradients.items():
-            gradient[rows] = block[name]
+        apart = {name: gradient[rows] for name, gradient in gradients.items()}
+        runner.backward(plan, block, parts, targets[rows], here, apart)
 
 
 def _copy(sources: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:

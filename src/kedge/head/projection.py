@@ -19,6 +19,10 @@ GATHERED = 2
 SLAB_ROWS = 4096
 """About how many rows' gradients of a bfloat16 head go back in one product on a GPU, for the same reason."""
 
+SPREAD = 64
+"""A row of logits takes a multiple of so many numbers on a GPU, whose fast products want rows that begin at 16 bytes:
+a vocabulary without its padding is often odd."""
+
 
 class Projection:
     """The matrix products of a chunk: hidden states to logits, the logits' gradient back to the parameters.
@@ -46,10 +50,12 @@ class Projection:
         self._weight = head.weight[: self._tokens].to(self._factor)
         self.bias = None if head.bias is None else head.bias[: self._tokens].to(dtype)
         waiting = min(_chunks_that_wait(device, rows, apart) if needs[1] else rows, count)
-        self._buffer = room_for(self._hidden, (rows if apart else waiting, self._tokens), dtype)
+        width = row_width(device, self._tokens)
+        self._buffer = room_for(self._hidden, (rows if apart else waiting, width), dtype)[:, : self._tokens]
         self._gradients = self._buffer
         if apart:
-            self._gradients = self._hidden.new_empty((waiting if any(needs) else 0, self._tokens))
+            slab = self._hidden.new_empty((waiting if any(needs) else 0, width))
+            self._gradients = slab[:, : self._tokens]
         self._waiting = slice(0, 0)  # the rows whose gradients wait, from the first row of their memory on
         hidden, weight, *bias = source_tensors(source)
         self._sums = [
@@ -74,10 +80,16 @@ class Projection:
         first = self._place(rows).start if self._gradients is self._buffer else 0
         self.logits = multiply(hidden, self._weight.T, self._buffer[first : first + len(hidden)])
 
-    def accumulate(self, rows: slice) -> None:
-        """Take the gradient that has been put in the place of the logits."""
+    def apart(self, rows: slice) -> Tensor | None:
+        """Return where the gradient of these rows may be put at once, if it waits apart; a bias needs its digits."""
+        if self._gradients is self._buffer or self._sums[2:] not in ([], [None]):
+            return None
+        return self._gradients[self._place(rows)]
+
+    def accumulate(self, rows: slice, *, put_apart: bool = False) -> None:
+        """Take the gradient that has been put in the place of the logits, or where ``apart`` said."""
         self._waiting = slice(self._waiting.start, rows.stop)
-        if self._gradients is not self._buffer:
+        if self._gradients is not self._buffer and not put_apart:
             self._gradients[self._place(rows)].copy_(self.logits)
         for total in self._sums[2:]:
             if total is not None:
@@ -125,6 +137,15 @@ def suits(device: str, factors: set[torch.dtype], logits: torch.dtype) -> bool:
     return device == "cuda" and factors == {torch.bfloat16} and logits == torch.float32
 
 
+def row_width(device: str, tokens: int) -> int:
+    """Return how many numbers a row of logits takes on a device of this type.
+
+    >>> row_width("cuda", 151_665), row_width("cpu", 151_665)
+    (151680, 151665)
+    """
+    return -(-tokens // SPREAD) * SPREAD if device == "cuda" else tokens
+
+
 def _chunks_that_wait(device: str, rows: int, apart: bool) -> int:
     """Return how many rows' gradients wait for one product with the weight's gradient: some chunks of these rows."""
     if apart:
@@ -145,9 +166,10 @@ def _room_for_sum(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def write_logits(source: Anchor, temperature: float, room: Tensor) -> Tensor:
     """Write the logits of a few rows, as ``Head`` defines them but finite, into the first rows of a buffer [·, V].
 
-    The weight's dtype is the buffer's. A buffer that lives on is a good deal faster than new memory each time.
+    The weight's dtype is the buffer's, or bfloat16 where that is multiplied as it is. A buffer that lives on is a good
+    deal faster than new memory each time.
     """
     hidden, head = source
-    product = multiply(hidden.to(room.dtype), head.weight[: head.tokens].T, room[: len(hidden)])
+    product = multiply(hidden.to(head.weight.dtype), head.weight[: head.tokens].T, room[: len(hidden)])
     bias = None if head.bias is None else head.bias[: head.tokens]
     return Transform(head.scale, head.softcap, temperature).apply(product, bias)

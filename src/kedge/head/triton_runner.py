@@ -80,12 +80,13 @@ def backward(
     normalizers: Normalizers,
     targets: Tensor,
     pulls: Mapping[Output, Pull],
+    apart: Mapping[str, Tensor],
 ) -> None:
     """Do what ``elementwise.backward`` does; float64 is left to that."""
     if suits(logits.values()):
-        write_gradients(plan, logits, logits, normalizers, targets, pulls)
+        write_gradients(plan, {**logits, **apart}, logits, normalizers, targets, pulls)
     else:
-        elementwise.backward(plan, logits, normalizers, targets, pulls)
+        elementwise.backward(plan, logits, normalizers, targets, pulls, apart)
 
 
 def write_gradients(

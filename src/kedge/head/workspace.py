@@ -70,12 +70,14 @@ class Workspace:
             return
         pulls = {output: Pull.of(gradient, scores[output]) for output, gradient in upstream.items()}
         plan, targets = Plan(self._transforms, (), moved), self._request.targets[self._rows]
+        places = {source: self._projections[source].apart(self._rows) for source in moved}
         for block in self._blocks():
             here = {output: pull[block] for output, pull in pulls.items()}
             normalizers = tree_map(itemgetter(block), self._normalizers)
-            self._runner.backward(plan, self._logits(block), normalizers, targets[block], here)
+            apart = {source: place[block] for source, place in places.items() if place is not None}
+            self._runner.backward(plan, self._logits(block), normalizers, targets[block], here, apart)
         for source in moved:
-            self._projections[source].accumulate(self._rows)
+            self._projections[source].accumulate(self._rows, put_apart=places[source] is not None)
 
     def hidden_gradients(self, scores: Mapping[Output, Tensor]) -> Iterator[tuple[Output, Tensor]]:
         """Give the gradient [n, H] of each of these scores [n] in the policy's hidden states; uses up the logits."""

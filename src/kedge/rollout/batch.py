@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kedge.head import Anchor, Head
-from kedge.head.projection import write_logits
+from kedge.head.projection import row_width, write_logits
 from kedge.rollout.cache import RolloutCache
 from kedge.rollout.draw import draw
 from kedge.rollout.engine import Rollout, SamplingConfig
@@ -25,7 +26,7 @@ class Batch:
 
     Args:
         model: in evaluation mode.
-        head: its output head, in the dtype of the logits.
+        head: its output head, in the dtype of the logits, or in bfloat16 where that is multiplied as it is.
         eos_ids: tokens that end a response.
         sampling: how to draw.
         stops: stop strings, if any.
@@ -58,10 +59,14 @@ class Batch:
         hidden = self._read(prompts, prompt_lengths).repeat_interleave(copies, dim=0)
         self.cache.expand(copies, prompt_lengths)
         self.padded = min(map(len, prompts)) < width
-        self.logits = hidden.new_empty(count, self.head.tokens, dtype=self.head.weight.dtype)
+        if self.head.weight.dtype == torch.bfloat16 and hidden.dtype != torch.bfloat16:
+            self.head = replace(self.head, weight=self.head.weight.float())
+        dtype = torch.float64 if self.head.weight.dtype == torch.float64 else torch.float32
+        room = hidden.new_empty(count, row_width(self.device.type, self.head.tokens), dtype=dtype)
+        self.logits = room[:, : self.head.tokens]
 
         tokens = torch.zeros(count, limit, dtype=torch.long, device=self.device)
-        log_probs = torch.zeros(count, limit, dtype=self.head.weight.dtype, device=self.device)
+        log_probs = torch.zeros(count, limit, dtype=dtype, device=self.device)
         lengths = torch.full((count,), limit, device=self.device)
         finished = torch.zeros(count, dtype=torch.bool, device=self.device)
         rows = torch.arange(count, device=self.device)

@@ -51,6 +51,7 @@ class _RolloutLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
+        key_states, value_states = _as_attention_reads(key_states), _as_attention_reads(value_states)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.key_room, self.value_room = key_states, value_states
@@ -83,6 +84,14 @@ class _RolloutLayer(DynamicLayer):
     def _view(self) -> None:
         self.keys = self.key_room[:, :, : self.length]
         self.values = self.value_room[:, :, : self.length]
+
+
+def _as_attention_reads(states: Tensor) -> Tensor:
+    """Round, under autocast, what attention would round again at every token: rotated keys are float32 there."""
+    kind = states.device.type
+    if states.dtype == torch.float32 and torch.is_autocast_enabled(kind):
+        return states.to(torch.get_autocast_dtype(kind))
+    return states
 
 
 def require_cacheable(model: PreTrainedModel) -> None:

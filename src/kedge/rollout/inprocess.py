@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedge.errors import UserError
+from kedge.head.projection import suits
 from kedge.models import context_length, evaluating, fast_linears, head_of, special_tokens, usable_vocabulary
 from kedge.rollout.batch import Batch
 from kedge.rollout.cache import require_cacheable
@@ -75,7 +76,7 @@ def generate(
         device=generator.device,
     )
     step = batch_size or len(prompts)
-    if head.weight.dtype != torch.float64:
+    if head.weight.dtype != torch.float64 and not suits(device.type, {head.weight.dtype}, torch.float32):
         bias = None if head.bias is None else head.bias.float()
         head = replace(head, weight=head.weight.float(), bias=bias)
     stops = StopStrings(tokenizer, sampling.stop) if sampling.stop else None
