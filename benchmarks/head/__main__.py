@@ -27,7 +27,7 @@ from benchmarks.head.products import floor_contenders
 from benchmarks.head.results import Result, Row
 from benchmarks.head.scaling import Point, scaling_goals, sweep
 from benchmarks.head.tables import show_goals, show_result, show_sweeps
-from benchmarks.head.timing import enter, race
+from benchmarks.head.timing import enter, race, try_whole
 
 RESULTS = Path(__file__).parents[1] / "results"
 SIZES = {
@@ -68,6 +68,8 @@ def main() -> int:
         print(json.dumps(_memory_alone(options)))
         return 0
     device = torch.device(options.device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # whose clock and memory are meant
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     limits: dict[str, float | None] = dict.fromkeys(LIMITS) if options.quick else dict(LIMITS)
     limits |= options.goal
@@ -82,7 +84,7 @@ def main() -> int:
         _write(options.output, record, goals)
     points = [] if options.no_scaling else _sweeps(options, device, dtype)
     show_sweeps(console, points)
-    goals += scaling_goals(points, limits) if points else []
+    goals += scaling_goals(points, limits, device) if points else []
     record["scaling"] = [point.as_json() for point in points]
     show_goals(console, goals)
     _write(options.output, record, goals)
@@ -135,6 +137,7 @@ def measure(size: Size, device: torch.device, dtype: torch.dtype, options: argpa
     torch.compiler.reset()
     inputs = make_inputs(size, device, dtype)
     entrants, absent = enter(contenders(size, options), inputs, say)
+    absent += try_whole(entrants, inputs, say)
     race(entrants, inputs, options.budget, say)
     result = Result(size, dtype.itemsize, [Row.of(each) for each in entrants], list(dict.fromkeys(absent)))
     if device.type == "cuda" and not options.no_memory:

@@ -17,6 +17,8 @@ from kedge.head.products import multiply, onednn
 BY_TORCH, BY_ONEDNN = "bare products", "bare products by oneDNN"
 """What torch.mm does, as everybody calls it; what Kedge calls where that leaves the processor half idle."""
 
+MOST_ROWS = 8192
+
 Product = Callable[[Tensor, Tensor, Tensor, bool], object]
 """Puts left · right into out, or adds it."""
 
@@ -29,7 +31,7 @@ def floor_contenders(size: Size, device: torch.device) -> Iterator[Contender]:
     for task in (EXACT, CROSS_ENTROPY):
         chunks = [rows for rows in (256, 512, 1024, 2048, 4096) if rows < size.rows]
         for family, product in families.items():
-            for rows in [*chunks, min(size.rows, 8192)]:
+            for rows in [*chunks, min(size.rows, MOST_ROWS)]:
                 build = partial(
                     _products,
                     with_reference=PRODUCTS[task] == 4,
@@ -55,7 +57,10 @@ def _products(
     """
     hidden, weight = inputs.hidden.detach(), inputs.weight.detach()
     dtype = hidden.dtype
-    shape = (chunk_rows, inputs.size.tokens)
+    shape = (
+        min(inputs.size.rows, MOST_ROWS),
+        inputs.size.tokens,
+    )  # one for all chunk sizes: the first rows of it
     sources = [(hidden, weight), (inputs.reference_hidden, inputs.reference_weight)][: 1 + with_reference]
     names = ("policy", "reference")[: 1 + with_reference]
     buffers = [_buffer(shared, name, shape, torch.float32, hidden.device) for name in names]

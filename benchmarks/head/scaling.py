@@ -16,7 +16,7 @@ from benchmarks.head.inputs import Inputs, Size, make_inputs
 from benchmarks.head.memory import Peak, peak_in_a_process, peak_on_gpu
 from benchmarks.head.timing import FAILURES, timed, warm
 from kedge.head import default_chunk_rows
-from kedge.head.projection import GATHERED
+from kedge.head.projection import GATHERED, SLAB_ROWS
 
 REPEATS = 7
 
@@ -77,7 +77,9 @@ def _seconds(contender: Contender, inputs: Inputs, say: Callable[[str], None]) -
         return None
 
 
-def scaling_goals(points: list[Point], limits: dict[str, float | None]) -> Iterator[Goal]:
+def scaling_goals(
+    points: list[Point], limits: dict[str, float | None], device: torch.device
+) -> Iterator[Goal]:
     """Ask that time is proportional (the exponent is 1) and that memory is flat in N from a whole buffer on."""
     for along in ("N", "V"):
         mine = [point for point in points if point.along == along and "kedge" in point.contender]
@@ -87,7 +89,7 @@ def scaling_goals(points: list[Point], limits: dict[str, float | None]) -> Itera
         what = "time" if slope is None else f"time ∝ {along}^{slope:.3f}; distance of the exponent from 1"
         yield Goal("scaling/time", where, what, figure, limits.get("scaling/time"))
     what = "growth of incremental memory beyond dh, from a whole buffer to the most tokens"
-    yield Goal("scaling/memory", "over N", what, _growth(points), limits.get("scaling/memory"))
+    yield Goal("scaling/memory", "over N", what, _growth(points, device), limits.get("scaling/memory"))
 
 
 def exponent(pairs: list[tuple[float, float]]) -> float:
@@ -102,7 +104,7 @@ def exponent(pairs: list[tuple[float, float]]) -> float:
     return covariance / sum((x - x_mean) ** 2 for x in xs)
 
 
-def _growth(points: list[Point]) -> float | None:
+def _growth(points: list[Point], device: torch.device) -> float | None:
     """Return by what part of itself memory grew; the gradient of hidden states [N, H] is a result and may grow."""
     mine = [
         (point.size.rows, point.peak["incremental"] - 4 * point.size.rows * point.size.width)
@@ -110,11 +112,16 @@ def _growth(points: list[Point]) -> float | None:
         if point.along == "N"
         and "kedge" in point.contender
         and point.peak is not None
-        and point.size.rows >= GATHERED * default_chunk_rows(point.size.tokens)
+        and point.size.rows >= _whole_buffer(point.size, device)
     ]
     if len(mine) < 2:
         return None
     return mine[-1][1] / mine[0][1] - 1
+
+
+def _whole_buffer(size: Size, device: torch.device) -> int:
+    """Return from how many rows on as many gradients wait as ever do."""
+    return SLAB_ROWS if device.type == "cuda" else GATHERED * default_chunk_rows(size.tokens)
 
 
 def _x(point: Point) -> int:

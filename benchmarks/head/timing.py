@@ -97,16 +97,28 @@ def _truth(task: str, inputs: Inputs) -> tuple[Tensor, ...]:
     return few.hidden.grad.float(), few.weight.grad.float()
 
 
+def try_whole(entrants: list[Entrant], inputs: Inputs, say: Callable[[str], None]) -> list[Absent]:
+    """Run every contender once at its full size; take out, and return, those that fail there, as for want of memory."""
+    absent = []
+    for each in list(entrants):
+        say(f"trying {each.contender.name}")
+        try:
+            if each.contender.compiles:  # what it compiles for full sizes only, it compiles here
+                timed(each.step, inputs)
+            each.trial = timed(each.step, inputs)
+        except FAILURES as reason:
+            entrants.remove(each)
+            what = f"{each.contender.setting or 'at its full size'}: fails: {_first_line(reason)}"
+            absent.append(Absent(each.contender.task, each.contender.family, what))
+            inputs.forget_gradients()
+    return absent
+
+
 def race(entrants: list[Entrant], inputs: Inputs, budget: float, say: Callable[[str], None]) -> None:
     """Time every contender in each of several rounds, A B C A B C …
 
     There are as many rounds as give a contender ``budget`` seconds on average, 5 at least, 50 at most.
     """
-    for each in entrants:
-        say(f"trying {each.contender.name}")
-        if each.contender.compiles:  # what it compiles for full sizes only, it compiles here
-            timed(each.step, inputs)
-        each.trial = timed(each.step, inputs)
     for each in entrants:
         family = (each.contender.task, each.contender.family)
         fastest = min(o.trial for o in entrants if (o.contender.task, o.contender.family) == family)

@@ -18,7 +18,7 @@ from benchmarks.head.inputs import Inputs, Size, make_inputs
 from benchmarks.head.losses import EXACT, PRODUCTS, TASKS
 from benchmarks.head.plain import exact_step
 from benchmarks.head.scaling import exponent
-from benchmarks.head.timing import enter, race
+from benchmarks.head.timing import enter, race, try_whole
 from kedge.head.products import onednn
 
 ROOT = Path(__file__).parents[2]
@@ -120,9 +120,23 @@ def test_contenders_take_turns(inputs: Inputs) -> None:
     for name in "AB":
         made = noting(name)
         entrants.append(type(entrants[0])(made, made.build(inputs), None))
-    race(entrants[1:], inputs, 0.0, str)
+    racing = entrants[1:]
+    assert try_whole(racing, inputs, str) == []
+    race(racing, inputs, 0.0, str)
     assert turns == ["A", "B"] * 6  # a trial, then five rounds
-    assert all(len(each.seconds) == 5 for each in entrants[1:])
+    assert all(len(each.seconds) == 5 for each in racing)
+
+
+def test_who_fails_at_the_full_size_is_absent(inputs: Inputs) -> None:
+    def out_of_memory() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 60 GiB")
+
+    entrants, _ = enter([contender("right", 1.0)], inputs, str)
+    large = Contender(EXACT, "large", "8 rows", lambda _: out_of_memory, PLAIN)  # type: ignore[arg-type]
+    entrants.append(type(entrants[0])(large, large.build(inputs), None))
+    absent = try_whole(entrants, inputs, str)
+    assert absent == [Absent(EXACT, "large", "8 rows: fails: OutOfMemoryError: CUDA out of memory.")]
+    assert [each.contender.setting for each in entrants] == ["right"]
 
 
 def test_goals() -> None:
