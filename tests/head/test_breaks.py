@@ -50,7 +50,7 @@ BREAKS = [
         "head/dense.py",
         "hidden.to(dtype) @ head.weight[: head.tokens].to(dtype).T",
         "(hidden @ head.weight[: head.tokens].T).to(dtype)",
-        "test_dense.py test_precision.py test_agreement.py",
+        "test_precision.py::test_bfloat16_inputs_have_float32_logits",
     ),
     Break(
         "autocast reaches the definition's logits",
@@ -62,8 +62,8 @@ BREAKS = [
     Break(
         "a weight's gradient is summed in its own dtype",
         "head/projection.py",
-        "_room_for_sum(weight, dtype) if needs[1] else None",
-        "_room_for_sum(weight, weight.dtype) if needs[1] else None",
+        "            self._begun = True\n",
+        "            self._begun = True\n            weight_sum.copy_(weight_sum.to(self._hidden.dtype))\n",
         "test_precision.py::test_weight_gradients_of_many_chunks_are_summed_in_float32",
     ),
     Break(
@@ -258,11 +258,11 @@ BREAKS = [
         "test_cost.py",
     ),
     Break(
-        "the reference is carried back as well",
-        "head/workspace.py",
-        "if each.trains and any(",
-        "if any(",
-        "test_cost.py test_interface.py test_agreement.py",
+        "frozen hidden states have a gradient",
+        "head/projection.py",
+        "hidden.new_zeros(hidden.shape, dtype=dtype) if needs[0] else None",
+        "hidden.new_zeros(hidden.shape, dtype=dtype)",
+        "test_cost.py",
     ),
     # --- gradients filtered
     Break(

@@ -11,7 +11,7 @@
     needless gradient      a frozen head that allocates one              test_cost.py
     filtered gradient      small probabilities whose gradient is left    below
 
-The docstring of each test names the break that it was seen to catch.
+`make acceptance` makes these mistakes in a copy, and wants the tests to fail: test_breaks.py.
 """
 
 from __future__ import annotations
