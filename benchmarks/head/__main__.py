@@ -101,6 +101,7 @@ def read_options() -> argparse.Namespace:
         "--budget", type=float, default=30.0, help="seconds a contender may take at a size, 5 rounds at least"
     )
     add("--quick", action="store_true", help="tiny sizes; no goal but those given; no file but the one given")
+    add("--only", nargs="+", default=[""], metavar="PART", help="of contenders whose names hold one of these")
     add("--no-compile", action="store_true", help="leave out what uses torch's compiler")
     add("--no-scaling", action="store_true", help="leave out the sweeps over N and V")
     add("--no-memory", action="store_true", help="leave out the peaks of memory")
@@ -120,12 +121,14 @@ def read_options() -> argparse.Namespace:
 
 def contenders(size: Size, options: argparse.Namespace) -> Iterator[Contender | Absent]:
     device = torch.device(options.device)
-    yield from floor_contenders(size, device)
     for each in (
+        *floor_contenders(size, device),
         *kedge_contenders(size, device),
         *plain_contenders(size, device),
         *peer_contenders(size, device),
     ):
+        if isinstance(each, Contender) and not any(part in each.name for part in options.only):
+            continue
         if options.no_compile and isinstance(each, Contender) and each.compiles:
             yield Absent(each.task, each.family, NO_COMPILER)
         else:

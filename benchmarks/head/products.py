@@ -12,10 +12,10 @@ from torch import Tensor
 from benchmarks.head.contender import FLOOR, Contender, Step
 from benchmarks.head.inputs import Inputs, Size
 from benchmarks.head.losses import CROSS_ENTROPY, EXACT, PRODUCTS
-from kedge.head.products import multiply, onednn
+from kedge.head.products import multiply
 
-BY_TORCH, BY_ONEDNN = "bare products", "bare products by oneDNN"
-"""What torch.mm does, as everybody calls it; what Kedge calls where that leaves the processor half idle."""
+BY_TORCH, BY_KEDGE = "bare products", "bare products as Kedge makes them"
+"""What torch.mm does, as everybody calls it; what Kedge calls, which leaves less of a CPU idle."""
 
 MOST_ROWS = 8192
 
@@ -26,8 +26,8 @@ Product = Callable[[Tensor, Tensor, Tensor, bool], object]
 def floor_contenders(size: Size, device: torch.device) -> Iterator[Contender]:
     shared: WeakValueDictionary[str, Tensor] = WeakValueDictionary()
     families: dict[str, Product] = {BY_TORCH: _by_torch}
-    if device.type == "cpu" and onednn() is not None:
-        families[BY_ONEDNN] = _by_onednn
+    if device.type == "cpu":
+        families[BY_KEDGE] = _by_kedge
     for task in (EXACT, CROSS_ENTROPY):
         chunks = [rows for rows in (256, 512, 1024, 2048, 4096) if rows < size.rows]
         for family, product in families.items():
@@ -111,5 +111,5 @@ def _by_torch(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
         torch.mm(left, right, out=out)
 
 
-def _by_onednn(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
+def _by_kedge(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
     multiply(left, right, out, add=add)

@@ -19,11 +19,11 @@ from benchmarks.head.losses import EXACT, PRODUCTS, TASKS
 from benchmarks.head.plain import exact_step
 from benchmarks.head.scaling import exponent
 from benchmarks.head.timing import enter, race, try_whole
-from kedge.head.products import onednn
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = {
     "bare products",
+    "bare products as Kedge makes them",
     "kedge reduce compiled",
     "kedge reduce chunked",
     "kedge score compiled",
@@ -34,7 +34,7 @@ FAMILIES = {
     "liger fused linear GRPO",
     "liger fused linear cross-entropy",
     "cut-cross-entropy",
-} | ({"bare products by oneDNN"} if onednn() is not None else set())
+}
 
 
 def run(output: Path, *options: str) -> tuple[int, dict[str, Any]]:

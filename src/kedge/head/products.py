@@ -6,6 +6,9 @@ x86 carries and uses for other types, has kernels for all of them (docs/head.md 
 leads to it for float32, so it is called by its symbol; where the symbol is not there, or gives another result than
 it should, products are ``torch.mm``. What it refuses, it refuses by ending the process, so that shapes, types and
 places are checked before.
+
+Where it is ``torch.mm``, few rows by a whole vocabulary are multiplied a part of the vocabulary at a time: MKL divides
+such a product badly, and leaves a quarter of the processor idle.
 """
 
 from __future__ import annotations
@@ -29,6 +32,12 @@ WORTH = 4_000_000
 LONG = 16_384
 """Terms of a sum from which a small result is made transposed."""
 
+MOST_ROWS = 768
+"""Rows of a result up to which MKL divides it badly; with 1,024 it gains nothing to be cut."""
+
+PART = 512
+"""Columns of a result that each thread is given at a time, where MKL would divide the whole of it."""
+
 Product = Callable[[Tensor, Tensor, Tensor, bool], None]
 
 
@@ -36,8 +45,8 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> 
     """Put left · right into ``out``, or add it to what is there; no gradient is recorded.
 
     ``torch.backends.mkldnn.enabled = False`` leaves it to ``torch.mm``, as does a dispatch mode, which wants to see
-    operations (torch's FLOP counter is one). Equal calls give equal bits: what is taken follows from processor, shapes
-    and dtype alone.
+    operations (torch's FLOP counter is one). Equal calls give equal bits: what is taken follows from processor, number
+    of threads, shapes and dtype alone.
 
     Factors in bfloat16 and a float32 ``out`` are multiplied as they are on a GPU, and never rounded on the way.
 
@@ -69,9 +78,20 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> 
             out.copy_(turned.T)
     elif add:
         out.addmm_(left, right)
+    elif _better_cut(right, out):
+        width = PART * torch.get_num_threads()
+        for part, columns in zip(out.split(width, dim=1), right.split(width, dim=1), strict=True):
+            torch.mm(left, columns, out=part)
     else:
         torch.mm(left, right, out=out)
     return out
+
+
+def _better_cut(right: Tensor, out: Tensor) -> bool:
+    """Whether MKL makes a result faster some columns at a time: one of few rows and very many columns."""
+    rows, columns = out.shape if out.ndim == 2 else (0, 0)
+    many = columns >= max(LONG, 4 * PART * torch.get_num_threads())
+    return many and rows <= MOST_ROWS and right.shape[1:] == (columns,) and _plain(out)
 
 
 def _widened(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
