@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ PEERS = ("liger_kernel", "cut_cross_entropy", "trl")
 def machine(device: torch.device, module: str = "benchmarks.head") -> dict[str, object]:
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "command": " ".join(["python", "-m", module, *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "revision": _revision(),
         "cpu": _cpu_model(),
