@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from kedge.head import products
-from kedge.head.products import LONG, MOST_ROWS, PART, WORTH, multiply, onednn
+from kedge.head.products import DEEP, LONG, MOST_ROWS, PART, WORTH, multiply, onednn
 
 SIDE = round(WORTH ** (1 / 3)) + 1
 """Of matrices that are worth the faster library."""
@@ -50,22 +50,21 @@ def test_products_are_right_to_float32(
 
 
 @pytest.mark.parametrize("columns", [LONG - 1, LONG, LONG + 77])
-@pytest.mark.parametrize("rows", [5, MOST_ROWS + 1])
-def test_few_rows_by_a_whole_vocabulary(rows: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("rows", "deep"), [(5, DEEP), (5, DEEP - 1), (MOST_ROWS + 1, DEEP)])
+def test_few_rows_by_a_whole_vocabulary(
+    rows: int, deep: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Made a part at a time where MKL would divide it badly, the last one narrower; a transposed weight as it lies."""
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     threads = torch.get_num_threads()
-    left, weight = normal(rows, 24), normal(columns, 24)
-    cut = products._better_cut(weight.T, torch.empty(rows, columns))
-    assert cut == (rows <= MOST_ROWS and columns >= LONG and columns >= 4 * PART * threads)
-    truth = left.double() @ weight.double().T
-    found = multiply(left, weight.T, torch.full((rows, columns), torch.nan))
-    torch.testing.assert_close(found.double(), truth, rtol=0, atol=1e-4)
+    left, weight, room = normal(rows, deep), normal(columns, deep), torch.full((rows, columns), torch.nan)
+    cut = products._better_cut(left, weight.T, room)
+    assert cut == (rows <= MOST_ROWS and deep >= DEEP and columns >= max(LONG, 4 * PART * threads))
+    found = multiply(left, weight.T, room)
+    torch.testing.assert_close(found.double(), left.double() @ weight.double().T, rtol=0, atol=5e-4)
     with pytest.raises(RuntimeError):
-        multiply(left, weight.T[:23], torch.empty(rows, columns))
-    assert not products._better_cut(
-        weight.T, torch.empty(rows, columns - 1)
-    )  # PyTorch says what does not fit
+        multiply(left, weight.T[1:], room)
+    assert not products._better_cut(left, weight.T, room[:, 1:])  # PyTorch says what does not fit
 
 
 @pytest.mark.parametrize("columns", [256, 257])
