@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.head.kedge_side import REDUCE, SCORE
 from benchmarks.head.losses import CACHED, CROSS_ENTROPY, EXACT, SAMPLED
-from benchmarks.head.peers import CCE, LIGER, TRL
+from benchmarks.head.peers import CCE, LIGER, LIGER_CE, TRL
 from benchmarks.head.plain import COMPILED, DENSE, LINEAR
 from benchmarks.head.products import BY_TORCH
 from benchmarks.head.results import Result, Row
@@ -102,7 +102,7 @@ def _product_goals(result: Result, own: Row | None, what: str, goal: Any, group:
 
 
 def _cross_entropy_goals(result: Result, family: str, goal: Any) -> Iterator[Goal]:
-    own, peer = result.default(CROSS_ENTROPY, family), result.fastest(CROSS_ENTROPY, CCE, LINEAR)
+    own, peer = result.default(CROSS_ENTROPY, family), result.fastest(CROSS_ENTROPY, CCE, LINEAR, LIGER_CE)
     what = f"cross-entropy, {family}"
     yield from _product_goals(result, own, what, goal, "cross-entropy")
     yield goal("cross-entropy/peers", f"{what} ÷ {_named(peer, 'its peers')}", _times(own, peer))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +51,7 @@ def peak_of_this_process(contender: Contender, size: Size) -> Peak:
     _forget_peak()
     before = _status("VmRSS")
     step()
-    peak = _peak()
+    peak = _status("VmHWM")  # that of getrusage may be a parent's
     return {"incremental": peak - before, "absolute": peak}
 
 
@@ -78,14 +77,6 @@ def _forget_peak() -> None:
     """Let the kernel's high-water mark begin anew, so that making inputs does not count."""
     if Path("/proc/self/clear_refs").exists():
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak() -> int:
-    """Return the high-water mark; that of getrusage may be a parent's, where there is a better one."""
-    if Path("/proc/self/status").exists():
-        return _status("VmHWM")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _status(key: str) -> int:
