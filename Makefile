@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The CPU build of torch, so that nothing draws gigabytes of CUDA packages; README says how to install for a GPU.
+# Torch first, by exactly its pin. Whose build it is depends on pip's indexes; README says how to take the one without CUDA.
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .PHONY: demo test lint acceptance bench-head bench-logits bench-step bench-measure study-modes study-overoptimisation study-trust-region clean

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from kedge.runs import read_config, read_metrics
+from kedge.training.config import BudgetConfig
 
 COLUMNS = {
     "proxy": "eval/reward/proxy",
@@ -39,12 +40,13 @@ def budget_held(stage: Path) -> dict[str, float] | None:
     kl = [float(row["kl/policy_reference/exact"]) / budget for row in rows]
     last = kl[-len(kl) // 4 :]
     windows = [statistics.fmean(last[i : i + 10]) for i in range(len(last) - 9)]
-    beta, low = float(rows[-1]["anchor/beta"]), 1e-2
+    beta = float(rows[-1]["anchor/beta"])
+    low = BudgetConfig(**read_config(stage)["anchor"]["controller"]).build().low
     return {
         "last quarter": statistics.fmean(last),
         "worst ten steps": max(windows),
         "β": beta,
-        "β at its bound": float(beta <= low),
+        "β at its bound": float(beta <= 1.001 * low),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -16,6 +17,18 @@ def test_the_example_runs() -> None:
     exec(code[1], names)
     hidden = names["hidden"]
     assert hidden.grad.abs().sum() > 0  # type: ignore[attr-defined]
+
+
+def test_the_reward_of_the_data_page_reads_texts_and_messages() -> None:
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    code = re.search(r"test_readme\.py -->\n```python\n(.*?)```", page, re.DOTALL)
+    assert code is not None
+    names: dict[str, Any] = {}
+    exec(code[1], names)
+    texts = ["it is 4", "5", ""]
+    messages = [[{"role": "assistant", "content": text}] for text in texts]
+    for completions in (texts, messages):
+        assert names["right"](["?"] * 3, completions, answer=["4", "4", "4"], other=[1, 2, 3]) == [1, 0, 0]
 
 
 def test_the_file_tree_is_complete() -> None:

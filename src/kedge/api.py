@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from kedge import recipes
 from kedge.errors import RunError, UserError
 from kedge.report import write_report
 from kedge.runs import RunDirectory, changed_settings, read_metrics, read_samples
@@ -75,11 +76,11 @@ def train(
     """Train a model by the stages of a recipe.
 
     Args:
-        config: a recipe, the data of one, or a recipe's path.
+        config: a recipe, the data of one, a recipe's path, or the name of one that ships.
         model: the policy, trained in place; in place of the recipe's ``model``.
         tokenizer: goes with ``model``.
-        reference: what GRPO and PPO stages are anchored to; a frozen copy of the policy as each stage finds it if
-            left out.
+        reference: what GRPO and PPO stages without a ``reference`` of their own are anchored to; a frozen copy of the
+            policy as each stage finds it if left out.
         rewards: functions ``(prompts, completions, **columns) -> list[float | None]``, for stages without
             ``rewards`` or by name.
         progress: who is told; a bar on a terminal, plain lines elsewhere.
@@ -100,7 +101,7 @@ def train(
     from kedge.runs.interrupt import Interrupt
     from kedge.runs.lock import held
     from kedge.training.checkpoint import restore_weights
-    from kedge.training.inputs import Materials, load_inputs
+    from kedge.training.inputs import Materials, load_inputs, require_use
     from kedge.training.resources import make_model, prepare_policy
 
     recipe = _recipe(config)
@@ -116,6 +117,7 @@ def train(
     }
     materials = Materials(model.to(device), tokenizer, device, recipe.seed, rewards, reference, scorers)
     try:
+        require_use(recipe.stages, materials)
         prepare_policy(model, tokenizer)
         unfinished = [stage for stage in recipe.stages if not _finished(root / stage.name, stage)]
         for stage in recipe.stages:
@@ -195,14 +197,15 @@ def _config(recipe: Recipe, stage: Stage) -> dict[str, Any]:
 def _recipe(config: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
     if isinstance(config, Recipe):
         return config
-    return validate_recipe(config) if isinstance(config, Mapping) else load_recipe(config)
+    return validate_recipe(config) if isinstance(config, Mapping) else load_recipe(recipes.find(config))
 
 
 def _usable_root(recipe: Recipe) -> Path:
     """Give the run's folder; refuse one that is taken."""
     root = Path(recipe.directory)
     try:
-        exists, filled = root.exists(), root.is_dir() and any(root.iterdir())
+        exists = root.exists()
+        filled = root.is_dir() and any(not entry.name.startswith(".") for entry in root.iterdir())
     except OSError as error:
         raise UserError(
             f"{root}: cannot be read ({error.strerror}); give another folder with out=…"

@@ -240,12 +240,13 @@ def _measure(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from kedge import recipes
     from kedge.training.recipe import load_recipe
 
     for item in options.overrides:
         if "=" not in item:
             raise UserError(f"{item!r} is no override: write key=value, for example seed=1")
-    recipe = load_recipe(_recipe_path(options.recipe), options.overrides)
+    recipe = load_recipe(recipes.find(options.recipe), options.overrides)
     if options.dry_run:
         from kedge.training.dry_run import print_plan
 
@@ -319,16 +320,6 @@ def _recipes(options: argparse.Namespace) -> int:
         return 0
     print(f"written: {recipes.copy(options.name, Path.cwd())}")  # noqa: T201
     return 0
-
-
-def _recipe_path(given: str) -> Path:
-    """Take a file as it is; a bare name without a file is a recipe that ships."""
-    from kedge import recipes
-
-    path = Path(given)
-    if path.is_file() or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        return path
-    return recipes.path(given)
 
 
 def _certify(options: argparse.Namespace) -> int:

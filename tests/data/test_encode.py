@@ -103,6 +103,13 @@ def test_an_answer_begun_is_gone_on_from() -> None:
     ).endswith("<s>assistant\nIt is")
 
 
+def test_a_template_that_rewrites_an_answer_begun_is_named() -> None:
+    tokenizer = characters(chat="{% for m in messages %}{{ m['content'] | upper }}{% endfor %}")
+    row = {"prompt": [USER, {"role": "assistant", "content": "It is"}]}
+    with pytest.raises(UserError, match="line 3: the tokenizer's chat template refuses these messages"):
+        encode_prompt(row, tokenizer, place="line 3")
+
+
 BEGUN = [USER, {"role": "assistant", "content": "It is"}]
 
 

@@ -307,16 +307,34 @@ BREAKS = [
 @pytest.mark.acceptance
 @pytest.mark.parametrize("broken", [pytest.param(each, id=each.what) for each in BREAKS])
 def test_is_seen(broken: Break, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    path = tmp_path / "src" / "kedge" / broken.file
+    source = copied(tmp_path)
+    path = source / "kedge" / broken.file
     text = path.read_text()
     assert text.count(broken.right) == broken.times, f"{broken.file} has changed: say anew what breaks it"
     path.write_text(text.replace(broken.right, broken.wrong))
-    environment = os.environ | {"PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"}
-    if "test_compiled.py" in broken.tests:
+    status = run_tests(source, broken.tests)
+    assert status == 1, f"pytest ended with {status}: 0 means that nothing was seen"
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("compiled", [False, True])
+def test_nothing_is_seen_where_nothing_is_broken(compiled: bool, tmp_path: Path) -> None:
+    """The same tests in the same surroundings: what fails there by itself would see every break."""
+    chosen = [each.tests for each in BREAKS if ("test_compiled.py" in each.tests) == compiled]
+    assert run_tests(copied(tmp_path), " ".join(dict.fromkeys(" ".join(chosen).split()))) == 0
+
+
+def copied(folder: Path) -> Path:
+    return Path(shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__")))
+
+
+def run_tests(source: Path, tests: str) -> int:
+    """Run tests of the head on another copy of the sources; give pytest's exit status."""
+    environment = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
+    if "test_compiled.py" in tests:
         environment["KEDGE_TESTS_UNTYPED"] = "1"
-    tests = [f"tests/head/{each}" for each in broken.tests.split()]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    command += [f"tests/head/{each}" for each in tests.split()]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     print(done.stdout[-3000:])
-    assert done.returncode == 1, f"pytest ended with {done.returncode}: 0 means that nothing was seen"
+    return done.returncode

@@ -265,7 +265,10 @@ def test_refusals_say_what_is_wrong() -> None:
     refuse("temperature is 0", temperature=0.0)
     refuse("targets reach from 0 to 6; the vocabulary has 0 to 5", targets=torch.tensor([0, 6, 1]))
     refuse("targets reach from -100 to 1.*Leave out the rows", targets=torch.tensor([0, -100, 1]))
-    refuse(r"targets have shape \(2,\); there are 3", targets=torch.tensor([0, 1]))
+    refuse(r"targets have shape \(2,\); there are 3 rows", targets=torch.tensor([0, 1]))
+    refuse(
+        "targets are on meta, what is scored on cpu", targets=torch.empty(3, dtype=torch.int64, device="meta")
+    )
     refuse(
         "targets reach from 0 to 5; the vocabulary has 0 to 4",
         head=Head(torch.zeros(6, 4), vocabulary=5),

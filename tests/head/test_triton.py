@@ -396,7 +396,7 @@ def test_refusals_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(
-        ValueError, match='hidden states are on cpu; choose "chunked", or set TRITON_INTERPRET=1'
+        ValueError, match='the tensors are on cpu; choose "chunked", or set TRITON_INTERPRET=1'
     ):
         backend.chosen_chunks("triton", None, 100, cpu)
     monkeypatch.setattr(triton_runner, "installed", lambda: False)

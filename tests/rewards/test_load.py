@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -72,6 +73,22 @@ def test_what_is_not_there_is_named_with_what_is(folder: Path, spec: str, messag
     with pytest.raises(UserError, match=message) as caught:
         load_reward(spec, folder=folder)
     assert repr(spec) in str(caught.value)
+
+
+def test_functions_of_one_file_are_of_one_module(folder: Path) -> None:
+    loaded: dict[str, ModuleType] = {}
+    first, again = (load_reward("my_rewards.py:brevity", folder=folder, loaded=loaded) for _ in range(2))
+    assert first is again
+    assert load_reward("my_rewards.py:brevity", folder=folder) is not first
+
+
+def test_a_file_named_as_a_module_is_pointed_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    with pytest.raises(
+        UserError, match=r"no module 'my_rewards'; did you mean my_rewards\.py:brevity, the file"
+    ):
+        load_reward("my_rewards:brevity")
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,23 @@ def test_truncate_after_keeps_bytes_of_earlier_steps(tmp_path: Path) -> None:
     assert [(run.path / name).read_bytes() for name in ("metrics.jsonl", "samples.jsonl")] == kept
 
 
+def test_refused_samples_of_updates_that_are_done_are_kept(tmp_path: Path) -> None:
+    """A checkpoint inside step 3 has one of its updates; what came after is made again."""
+    run = start(tmp_path / "run")
+    rows = [
+        (2, "evaluation", None),
+        (3, "skipped", 1),
+        (3, "skipped", 2),
+        (3, "evaluation", None),
+        (4, "skipped", 1),
+    ]
+    run.samples(
+        [{"step": step, "kind": kind, "update": update, "completion": "x"} for step, kind, update in rows]
+    )
+    run.truncate_after(2, 1)
+    assert [(row["step"], row["kind"], row["update"]) for row in read_samples(run.path)] == rows[:2]
+
+
 def test_the_log_is_plain_text(tmp_path: Path) -> None:
     run = start(tmp_path / "run")
     run.log("\x1b[1;31mred\x1b[0m\rprogress\x07 100 %\nsecond line\t\x1b]8;;http://x\x1b\\link")

@@ -63,6 +63,20 @@ def other_reference() -> Change:
     return change
 
 
+def short(key: str) -> Change:
+    """A reference or critic whose context ends before the longest response can."""
+
+    def change(config: dict[str, Any], folder: Path) -> None:
+        model = build_model(16, hidden_size=32, layers=1, heads=2, context=12, pad_id=0, eos_id=1)
+        save_model(model, sums.tokenizer(), folder / "short")
+        if key == "critic":
+            config["stages"][0].update(method="ppo", name="ppo", critic={"model": str(folder / "short")})
+        else:
+            config["stages"][0][key] = {"path": str(folder / "short")}
+
+    return change
+
+
 def model_without_end(config: dict[str, Any], folder: Path) -> None:
     tokenizer = sums.tokenizer()
     model = build_model(len(tokenizer), hidden_size=32, layers=1, heads=2, context=48)
@@ -107,6 +121,8 @@ CASES: dict[str, tuple[Change, int, str]] = {
     "reward gives too few": (rewarded("return [1.0]"), 1, "16"),
     "reward gives strings": (rewarded("return ['good'] * len(prompts)"), 1, "'good'"),
     "other vocabulary": (other_reference(), 2, "has another vocabulary than the policy"),
+    "reference without room": (short("reference"), 2, "the reference has a context of 12 tokens, and prompt"),
+    "critic without room": (short("critic"), 2, "the critic has a context of 12 tokens, and prompt"),
     "missing reference": (stage(reference={"path": "no/such/model"}), 2, "no/such/model"),
     "missing model": (lambda config, folder: config.update(model={"path": "no/such/model"}), 2, "no/such/model"),
     "model without end": (model_without_end, 2, "end-of-text"),
@@ -147,6 +163,39 @@ def test_dropping_reward_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[s
     log = (tmp_path / "run" / "grpo" / "log.txt").read_text()
     assert "left out as unscorable: reward 'mine' raised ZeroDivisionError" in log
     assert "(prompt: " in log
+
+
+KNOWN_CASES = {
+    "prompts count too": ({"completion_only": False}, "true_log_prob is that of completions"),
+    "one for all": (
+        {"true_log_prob": "tests.training.test_bad_input:one"},
+        "must return one log-probability",
+    ),
+    "above 0": (
+        {"true_log_prob": "tests.training.test_bad_input:above"},
+        "of at most 0, for each completion",
+    ),
+    "no function": ({"true_log_prob": "kedge.tasks.prose:tokenizer"}, "true_log_prob: TypeError"),
+}
+
+
+def one(prompts: list[str], completions: list[str]) -> list[float]:
+    return [-1.0]
+
+
+def above(prompts: list[str], completions: list[str]) -> list[float]:
+    return [0.5] * len(prompts)
+
+
+@pytest.mark.parametrize(("changes", "expected"), KNOWN_CASES.values(), ids=KNOWN_CASES.keys())
+def test_bad_true_log_probs(
+    changes: dict[str, Any], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = {**SFT, "true_log_prob": "kedge.tasks.prose:log_prob", **changes}
+    stage = {**stage, "data": {"task": "prose"}, "evaluation": {"data": {"task": "prose"}, "every": 2}}
+    code, shown = run(recipe(tmp_path, stage, model=PROSE), tmp_path, capsys)
+    assert code == 2, shown
+    assert expected in shown
 
 
 PAIR = '{"prompt": "topic : sea", "chosen": "the sea .", "rejected": "the sailor ."}\n'

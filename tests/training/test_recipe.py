@@ -285,6 +285,18 @@ def test_good_recipe() -> None:
     assert recipe.directory == "runs/example"
 
 
+def test_an_override_reaches_the_stage_it_names_alone() -> None:
+    """The stages of prose share their sections through an anchor of YAML."""
+    plain, changed = (
+        load_recipe(recipes.path("prose"), overrides)
+        for overrides in ((), ("stages.exact-budget.optimizer.learning_rate=1e-4",))
+    )
+    before, after = (
+        {stage.name: stage.optimizer.learning_rate for stage in given.stages} for given in (plain, changed)
+    )
+    assert after == {**before, "exact-budget": 1e-4}
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

@@ -23,6 +23,8 @@ from kedge.models import build_model, save_model
 from kedge.runs import load_state, read_metrics, read_samples
 from kedge.tasks import sums
 from kedge.training.checkpoint import Moment
+from kedge.training.gather import Gatherer
+from kedge.training.policy import PolicyWork
 from tests.training.small import GRPO, MODEL, PPO, REWARD, SFT, recipe, without_clock
 
 PAIRS = Path(__file__).with_name("pairs.jsonl")
@@ -185,10 +187,108 @@ def test_stopped_inside_a_step_with_rollouts_in_hand(base: dict[str, Any], tmp_p
             (tmp_path / "flag").unlink()
             saved = sorted(entry.name for entry in (folder / "run" / method / "checkpoints").iterdir())
             assert "step-000002.update-000" in saved
+            leave_rows_behind(folder / "run" / method)
             config["resume"] = True
         kedge.train(config)
         traced.append((without_clock(read_metrics(folder / "run" / method)), last_state(folder, method)))
+        assert read_samples(folder / "run" / method) == []
     assert repr(traced[0]) == repr(traced[1])
+
+
+def leave_rows_behind(stage: Path) -> None:
+    """What a process that went on from a checkpoint inside step 3, and was killed later, would have left."""
+    with (stage / "metrics.jsonl").open("a") as metrics, (stage / "samples.jsonl").open("a") as samples:
+        for step in (3, 4):
+            metrics.write(json.dumps({"step": step, "reward/mean": 0.0}) + "\n")
+            samples.write(json.dumps({"step": step, "kind": "evaluation", "completion": "1"}) + "\n")
+        samples.write(json.dumps({"step": 3, "kind": "skipped", "update": 1, "completion": "1"}) + "\n")
+
+
+CONTROLLERS: dict[str, dict[str, Any]] = {
+    "fixed": {"kind": "fixed", "beta": 0.25},
+    "budget": {"kind": "budget", "budget": 0.05, "beta": 0.5},
+    "adaptive": {"kind": "adaptive", "target": 0.05, "beta": 0.75},
+}
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ("fixed", "budget"), ("budget", "fixed"), ("budget", "adaptive"), ("adaptive", "budget"), ("fixed", "fixed"),
+])  # fmt: skip
+def test_another_controller_on_resume_begins_with_its_own_beta(
+    before: str, after: str, tmp_path: Path
+) -> None:
+    """A fixed β too: seen to stay what the checkpoint held, while the run said that it had changed."""
+    start = {"kind": "fixed", "beta": 0.0} if before == after else CONTROLLERS[before]
+    for controller, steps in ((start, 1), (CONTROLLERS[after], 2)):
+        stage = {**GRPO, "evaluation": None, "steps": steps, "anchor": {"controller": controller}}
+        rows = kedge.train(recipe(tmp_path, stage, resume=steps == 2)).stages["grpo"].metrics
+    assert rows[-1]["anchor/beta"] == pytest.approx(CONTROLLERS[after]["beta"])
+
+
+def test_a_penalty_may_be_added_on_resume(tmp_path: Path) -> None:
+    for steps, region in ((1, {}), (2, {"penalty": {"beta": 0.5}}), (3, {"penalty": {"beta": 0.25}})):
+        stage = {**GRPO, "evaluation": None, "steps": steps, "epochs": 2, "trust_region": region}
+        rows = kedge.train(recipe(tmp_path, stage, resume=steps > 1)).stages["grpo"].metrics
+    assert [row.get("trust_region/beta") for row in rows] == [None, 0.5, 0.25]
+
+
+def stop_after(updates: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send this process SIGTERM once a step has had so many updates."""
+    real_update, real_gather = PolicyWork._update, Gatherer.gather
+
+    def update(self: PolicyWork, at: int, experience: Any) -> bool:
+        done = real_update(self, at, experience)
+        if at == step and len(self.updates) == updates:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return done
+
+    def gather(self: Gatherer, at: int, loss: Any) -> Any:
+        found = real_gather(self, at, loss)
+        if at == step and updates == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    monkeypatch.setattr(PolicyWork, "_update", update)
+    monkeypatch.setattr(Gatherer, "gather", gather)
+
+
+@pytest.mark.parametrize("more", [
+    {"old_kl_limit": 10.0}, {"trust_region": {"mask": {"threshold": 0.5}}}, {"correction": {"kind": "truncate"}},
+], ids=str)  # fmt: skip
+def test_responses_in_hand_that_lack_what_is_asked_for_now_are_drawn_anew(
+    more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = {**GRPO, "evaluation": None, "steps": 3}
+    with monkeypatch.context() as patched:
+        stop_after(0, 1, patched)
+        with pytest.raises(RunError, match="stopped as asked"):
+            kedge.train(recipe(tmp_path, stage))
+    run = kedge.train(recipe(tmp_path, {**stage, "epochs": 2, **more}, resume=True)).stages["grpo"]
+    assert [row["step"] for row in run.metrics] == [1, 2, 3]
+    assert "step 2: responses are drawn anew" in (run.path / "log.txt").read_text()
+
+
+def test_a_half_done_step_is_finished_before_more_is_asked_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = {**GRPO, "evaluation": None, "steps": 3, "epochs": 2}
+    with monkeypatch.context() as patched:
+        stop_after(1, 1, patched)
+        with pytest.raises(RunError, match="stopped as asked"):
+            kedge.train(recipe(tmp_path, stage))
+    more = {**stage, "old_kl_limit": 10.0}
+    with pytest.raises(UserError, match=r"step 2 is half done.*\(steps=2\), then change"):
+        kedge.train(recipe(tmp_path, more, resume=True))
+    kedge.train(recipe(tmp_path, {**stage, "steps": 2}, resume=True))
+    rows = kedge.train(recipe(tmp_path, more, resume=True)).stages["grpo"].metrics
+    assert [row["step"] for row in rows] == [1, 2, 3]
+
+
+def test_a_folder_that_holds_nothing_but_a_lock_is_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()
+    stage = {**SFT, "steps": 1, "evaluation": None}
+    assert kedge.train(recipe(tmp_path, stage, resume=True)).stages["sft"].metrics
 
 
 def test_a_failing_reward_loses_no_responses(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 import kedge
 from kedge.errors import RunError, UserError
 from kedge.models import build_model, fingerprint, save_model
+from kedge.objective import Budget
 from kedge.runs import read_metrics, read_samples
 from kedge.tasks import sums
 from tests.training.small import GRPO, SFT, recipe, without_clock
@@ -211,6 +212,80 @@ def test_rewards_from_python_have_names_of_their_own(tmp_path: Path) -> None:
     assert row["reward/one"] == row["reward/other"] > 0
     row = train([Digits(), partial(Digits(), unused=1)])
     assert row["reward/Digits"] == row["reward/partial"] > 0
+
+
+def test_what_is_given_from_python_is_used_or_refused(tmp_path: Path) -> None:
+    tokenizer = sums.tokenizer()
+
+    def small(seed: int) -> Any:
+        return build_model(
+            len(tokenizer), hidden_size=32, layers=1, heads=2, context=48, seed=seed, pad_id=0, eos_id=1
+        )
+
+    def zero(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        return [0.0] * len(completions)
+
+    save_model(small(2), tokenizer, tmp_path / "reference")
+    anchored = {
+        **GRPO,
+        "steps": 1,
+        "evaluation": None,
+        "reference": {"path": str(tmp_path / "reference")},
+    }
+    other = {**anchored, "name": "other", "start": None, "reference": None}
+    for stage in (anchored, SFT):
+        with pytest.raises(UserError, match="no stage would use the one given from Python"):
+            kedge.train(recipe(tmp_path, stage), model=small(1), tokenizer=tokenizer, reference=small(3))
+        with pytest.raises(UserError, match="no stage would use 'zero' given from Python"):
+            kedge.train(recipe(tmp_path, stage), model=small(1), tokenizer=tokenizer, rewards=[zero])
+    run = kedge.train(
+        recipe(tmp_path, anchored, other), model=small(1), tokenizer=tokenizer, reference=small(3)
+    )
+    hashes = [
+        json.loads((stage.path / "environment.json").read_text())["reference"]
+        for stage in run.stages.values()
+    ]
+    assert hashes == [fingerprint(small(2)), fingerprint(small(3))]
+
+
+def test_a_file_of_rewards_is_run_once(tmp_path: Path) -> None:
+    """For all functions, stages and evaluations: what it loads is there once, and process pools find its functions."""
+    file, log = tmp_path / "mine.py", tmp_path / "log"
+    file.write_text(
+        "import pathlib, pickle\n"
+        f"with pathlib.Path({str(log)!r}).open('a') as log:\n    log.write('run\\n')\n"
+        "def one(prompts, completions, **columns):\n"
+        "    assert pickle.loads(pickle.dumps(one)) is one\n"
+        "    return [float(len(text)) for text in completions]\n"
+        "def other(prompts, completions, **columns):\n"
+        "    return one(prompts, completions)\n",
+        encoding="utf-8",
+    )
+    rewards = {"functions": [{"function": f"{file}:one"}, {"function": f"{file}:other"}]}
+    stages = [{**GRPO, "name": name, "steps": 1, "rewards": rewards} for name in ("first", "second")]
+    kedge.train(recipe(tmp_path, *stages))
+    assert log.read_text() == "run\n"
+
+
+def test_a_forward_anchor_holds_the_forward_kl(tmp_path: Path) -> None:
+    """The budget is of the KL that is weighed, measured on all responses before the first update."""
+    controller = {"kind": "budget", "budget": 0.05, "unit": "nats/response"}
+    stage = {
+        **GRPO,
+        "evaluation": None,
+        "epochs": 2,
+        "anchor": {"direction": "forward", "controller": controller},
+    }
+    rows = kedge.train(recipe(tmp_path, stage)).stages["grpo"].metrics
+    expected = Budget(0.05, "nats/response")
+    for row in rows:
+        assert row["anchor/beta"] == pytest.approx(expected.beta)
+        assert row["anchor/forward_budget_per_response"] == 0.05
+        expected.update(row["kl/reference_policy/exact_per_response"], responses=16)
+    last = rows[-1]
+    assert last["kl/reference_policy/exact"] != last["kl/policy_reference/exact"]
+    per_response = last["kl/reference_policy/exact"] * last["length/mean"]
+    assert last["kl/reference_policy/exact_per_response"] == pytest.approx(per_response)
 
 
 def test_a_policy_with_adapters_is_refused(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def _render(messages: Messages, tokenizer: PreTrainedTokenizerBase, place: str, 
         )
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
-    except TemplateError as error:
+    except (TemplateError, ValueError, TypeError) as error:  # transformers raises the latter two itself
         raise UserError(f"{place}: the tokenizer's chat template refuses these messages: {error}") from error
 
 

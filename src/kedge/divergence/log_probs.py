@@ -88,6 +88,7 @@ def entropy_from_log_probs(log_p: Float[Tensor, "*rows V"]) -> Float[Tensor, "*r
     >>> round(entropy_from_log_probs(torch.tensor([0.5, 0.5, 0.0]).log()).item(), 6)
     0.693147
     """
+    log_p = _wide(log_p)
     return -(log_p.exp() * finite(log_p)).sum(-1)
 
 
@@ -176,15 +177,22 @@ def jensen_shannon_from_log_probs(
     p, q = log_p.exp(), log_q.exp()
     mean = 0.5 * (p + q)
     terms = _excess_terms(p, mean, _log_mean_ratio(x)) + _excess_terms(q, mean, _log_mean_ratio(-x))
-    return (0.5 * terms.sum(-1)).clamp(max=math.log(2.0))
+    return (0.5 * terms.sum(-1)).clamp(min=0.0, max=math.log(2.0))
 
 
 def _compared(log_p: Tensor, log_q: Tensor, log_ratio: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return finite log p, log q and x = log q − log p: ±FAR where one of them lacks the entry, 0 where both do."""
+    """Return finite log p, log q and x = log q − log p: ±FAR where one of them lacks the entry, 0 where both do.
+
+    In float32 at least: half precision has no room for FAR, and sums over a vocabulary would lose their digits in it.
+    """
     if log_ratio is not None:
-        return log_p, log_q, log_ratio
-    log_p, log_q = finite(log_p), finite(log_q)
+        return _wide(log_p), _wide(log_q), _wide(log_ratio)
+    log_p, log_q = finite(_wide(log_p)), finite(_wide(log_q))
     return log_p, log_q, log_q - log_p
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _escapes(x: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ def score_logits(
 
     A logit of −∞ masks its entry; one at least is left in every row. Half precision is read as float32; what was
     lost by rounding logits to it, a small KL above all, stays lost (``score`` never rounds them). The logits are
-    neither written to nor, by the Triton kernels, copied; backward allocates the gradients only.
+    neither written to nor, by the Triton kernels, copied; backward allocates the gradients only (in half precision and
+    with several anchors that are compared, the policy's once more in float32).
 
     Args:
         logits: the policy's, [N, V], final: divide them by a temperature before.
@@ -147,7 +148,8 @@ def _checked(
                 f"{name!r} has logits of shape {tuple(each.shape)}, the policy {tuple(policy.shape)}; "
                 "both must be [tokens, vocabulary], and the same"
             )
-    check_targets(targets, *policy.shape)
+    rows, tokens = policy.shape
+    check_targets(targets, rows, tokens, policy.device)
     runner = chosen_runner(backend, policy.device) if backend in ("auto", *RUNNERS) else None
     if runner is None:
         raise ValueError(

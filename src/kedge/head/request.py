@@ -123,7 +123,7 @@ def make_request(
     sources = {POLICY: policy, **given}
     for name, source in sources.items():
         _check_source(name, source, policy)
-    check_targets(targets, hidden.shape[0], head.tokens)
+    check_targets(targets, hidden.shape[0], head.tokens, hidden.device)
     needed = {
         name: Anchor(rows, gathered(each))
         for name, (rows, each) in sources.items()
@@ -131,7 +131,7 @@ def make_request(
     }
     tensors = [tensor for source in needed.values() for tensor in source_tensors(source)]
     dtype = torch.float64 if any(each.dtype == torch.float64 for each in tensors) else torch.float32
-    return Request({POLICY: policy} | needed, wanted, targets.to(torch.int64), temperature, dtype)
+    return Request({POLICY: policy} | needed, wanted, targets.to(torch.int64), float(temperature), dtype)
 
 
 def checked_loss(loss: Tensor) -> Tensor:
@@ -187,20 +187,25 @@ def _check_source(name: str, source: Anchor, policy: Anchor) -> None:
         )
 
 
-def check_targets(targets: Tensor, rows: int, tokens: int) -> None:
+def check_targets(targets: Tensor, rows: int, tokens: int, device: torch.device) -> None:
     """Refuse targets that do not fit.
 
     Raises:
-        ValueError: if there are not as many as rows or, on a CPU, one is not in the vocabulary.
+        ValueError: if there are not as many as rows, they are on another device or, on a CPU, one is not in the
+            vocabulary.
     """
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise ValueError(f"targets are {targets.dtype}; they must be ids of tokens, of an integer dtype")
     if targets.shape != (rows,):
-        raise ValueError(f"targets have shape {tuple(targets.shape)}; there are {rows} hidden states")
+        raise ValueError(
+            f"targets have shape {tuple(targets.shape)}; there are {rows} rows of tokens to score"
+        )
+    if targets.device != device:
+        raise ValueError(f"targets are on {targets.device}, what is scored on {device}; put them there, too")
     if targets.device.type == "cpu" and rows > 0:  # on other devices the look would wait for them
         low, high = (int(bound) for bound in targets.aminmax())
         if low < 0 or high >= tokens:
             raise ValueError(
                 f"targets reach from {low} to {high}; the vocabulary has 0 to {tokens - 1}. Leave out the rows of "
-                "tokens that do not count, hidden states and targets alike"
+                "tokens that do not count, of the targets and of what is scored"
             )

@@ -51,7 +51,7 @@ def score(
         backend: "chunked" holds the logits of one chunk at a time, and makes them a second time in backward (or, where
             hidden states alone train and few outputs are wanted, their gradients, [N, H] each, in forward);
             "compiled" does the same with its element-wise work fused by torch's compiler, which is faster from
-            some ten seconds of work on (the first call of each kind compiles);
+            some ten seconds of work on (the first call of each kind compiles, another temperature is another kind);
             "triton" with kernels for NVIDIA GPUs (float64 inputs run as "chunked");
             "auto" is "triton" on such a device where Triton is installed, "chunked" elsewhere;
             "dense" is the definition, for small sizes.

@@ -36,7 +36,7 @@ def refusal(device: torch.device) -> str | None:
 
     if device.type != "cuda" and not triton.knobs.runtime.interpret:
         return (
-            f'the backend "triton" runs on a GPU, and the hidden states are on {device.type}; choose "chunked", '
+            f'the backend "triton" runs on a GPU, and the tensors are on {device.type}; choose "chunked", '
             "or set TRITON_INTERPRET=1 before Python starts, to run its kernels, slowly, where they are"
         )
     return None
@@ -100,13 +100,13 @@ def write_gradients(
     """Write the gradient of every source that is moved into a tensor [n, V]; it may be that of the logits.
 
     One launch takes the policy and one anchor. If several anchors are compared with a policy that is moved, its
-    logits are needed until the last one: its gradient is summed in a tensor [n, V] beside them.
+    logits are needed until the last one: its gradient is summed beside them, in float32.
     """
     moved = {source: gradients[source] for source in plan.moved}
     compared = list(dict.fromkeys(name for name, output in pulls if output in DIVERGENCES))
     of_policy = moved.pop(POLICY, None)
     total = of_policy
-    if of_policy is not None and len(compared) > 1:
+    if of_policy is not None and len(compared) > 1 and not _serves_as_sum(of_policy, logits[POLICY]):
         total = torch.empty_like(of_policy, dtype=torch.float32)
     pulling = _Pulling(dict(plan.transforms), logits, normalizers, targets, pulls)
     for index, name in enumerate(compared):
@@ -117,6 +117,11 @@ def write_gradients(
         pulling.launch(name, gradient)
     if of_policy is not None and total is not None and total is not of_policy:
         of_policy.copy_(total)
+
+
+def _serves_as_sum(gradient: Tensor, logits: Tensor) -> bool:
+    """Whether a gradient can be summed where it goes: in float32, and not on top of the logits it is made from."""
+    return gradient.dtype == torch.float32 and gradient.data_ptr() != logits.data_ptr()
 
 
 class _Pulling:

@@ -51,9 +51,12 @@ class Head:
         rows = self.weight.shape[0]
         if self.bias is not None and self.bias.shape != (rows,):
             raise ValueError(f"the head's bias has shape {tuple(self.bias.shape)}, its weight {rows} rows")
-        check_factor("scale", self.scale)
-        if self.softcap is not None:
-            check_factor("softcap", self.softcap)
+        for name in ("scale", "softcap"):
+            if (value := getattr(self, name)) is not None:
+                check_factor(name, value)
+                object.__setattr__(
+                    self, name, float(value)
+                )  # a tensor would be another setting at every call
         if self.vocabulary is not None and not 0 < self.vocabulary <= rows:
             raise ValueError(f"vocabulary is {self.vocabulary}; the head's weight has {rows} rows")
 

@@ -101,6 +101,8 @@ def describe(values: Float[Tensor, " N"], quantiles: dict[str, float]) -> dict[s
 
     >>> describe(torch.tensor([0.0, 1.0, 4.0]), {"median": 0.5})
     {'min': 0.0, 'median': 1.0, 'max': 4.0}
+    >>> describe(torch.tensor([1.0, math.inf, math.inf]), {"p75": 0.75})
+    {'min': 1.0, 'p75': inf, 'max': inf}
     """
     ordered = values.double().sort().values
     last = len(ordered) - 1
@@ -109,7 +111,7 @@ def describe(values: Float[Tensor, " N"], quantiles: dict[str, float]) -> dict[s
         below = math.floor(share * last)
         low, high = float(ordered[below]), float(ordered[min(below + 1, last)])
         weight = share * last - below
-        found[name] = low if weight == 0 else low + weight * (high - low)
+        found[name] = low if weight == 0 or low == high else low + weight * (high - low)
     return {**found, "max": float(ordered[-1])}
 
 

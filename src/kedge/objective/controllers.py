@@ -59,12 +59,11 @@ class Fixed:
         return self.beta
 
     def state_dict(self) -> dict[str, float]:
-        """Return β."""
-        return {"beta": self.beta}
+        """Return nothing: β is a setting, and whoever changes it means what goes on from here."""
+        return {}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Take β from a `state_dict`."""
-        self.beta = state["beta"]
+        """Keep β."""
 
 
 class Adaptive:

@@ -30,6 +30,18 @@ def path(name: str) -> Path:
     return file
 
 
+def find(given: str | Path) -> Path:
+    """Take a file as it is; a bare name without a file is a recipe that ships.
+
+    >>> find("mine.yaml").name, find("prose") == path("prose")
+    ('mine.yaml', True)
+    """
+    file = Path(given)
+    if file.is_file() or file.suffix in (".yaml", ".yml") or len(file.parts) > 1:
+        return file
+    return path(str(given))
+
+
 def caption(name: str) -> str:
     """Give the first line of a recipe, which says what it does."""
     return path(name).read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")

@@ -66,6 +66,21 @@ _ANCHOR = [
         "nats per response",
         [*_both(f"{_KL}_per_response"), Line("anchor/budget_per_response", "budget", "dash")],
     ),
+    Chart(
+        "KL(reference ‖ policy)",
+        "nats per token",
+        [Line("kl/reference_policy/exact"), Line("anchor/forward_budget", "budget", "dash")],
+        note="where the policy goes",
+    ),
+    Chart(
+        "KL(reference ‖ policy)",
+        "nats per response",
+        [
+            Line("kl/reference_policy/exact_per_response"),
+            Line("anchor/forward_budget_per_response", "budget", "dash"),
+        ],
+        note="where the policy goes",
+    ),
     Chart("β", "advantage per nat", [Line("anchor/beta")], log=True, note="weight of the anchor"),
 ]
 _LANGUAGE = [

@@ -17,12 +17,16 @@ from typing import Any
 from kedge.errors import UserError
 
 
-def load_reward(spec: str, *, folder: str | Path = ".") -> Callable[..., Any]:
+def load_reward(
+    spec: str, *, folder: str | Path = ".", loaded: dict[str, ModuleType] | None = None
+) -> Callable[..., Any]:
     """Import a reward function.
 
     Args:
         spec: ``module:function`` or ``path.py:function``.
         folder: what relative paths start from.
+        loaded: files that have been run already, by name of their module; one that is not there is run, and added.
+            Functions of one file are then of one module, as ``multiprocessing`` wants them.
 
     Returns:
         The function, not called yet.
@@ -38,9 +42,10 @@ def load_reward(spec: str, *, folder: str | Path = ".") -> Callable[..., Any]:
     place, colon, name = spec.rpartition(":")
     if not colon or not place or not name:
         raise UserError(f"reward {spec!r}: write it as module:function or path.py:function")
-    module = (
-        _from_file(Path(folder, place).expanduser(), spec) if place.endswith(".py") else _named(place, spec)
-    )
+    if place.endswith(".py"):
+        module = _from_file(Path(folder, place).expanduser(), spec, loaded if loaded is not None else {})
+    else:
+        module = _named(place, spec)
     if not hasattr(module, name):
         callables = [
             key for key, value in vars(module).items() if callable(value) and not key.startswith("_")
@@ -52,13 +57,15 @@ def load_reward(spec: str, *, folder: str | Path = ".") -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _from_file(path: Path, spec: str) -> ModuleType:
+def _from_file(path: Path, spec: str, loaded: dict[str, ModuleType]) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
         files = [item.name for item in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise UserError(f"reward {spec!r}: no file {path}{_near(path.name, files)}")
     # A name of its own, so that two files called rewards.py do not become one module.
     name = f"kedge_reward_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in loaded:
+        return loaded[name]
     source = importlib.util.spec_from_file_location(name, path)
     if source is None or source.loader is None:
         raise UserError(f"reward {spec!r}: {path} cannot be imported as Python")
@@ -72,6 +79,7 @@ def _from_file(path: Path, spec: str) -> ModuleType:
         raise _import_failed(spec, error) from error
     finally:
         sys.path.remove(str(path.parent))
+    loaded[name] = module
     return module
 
 
@@ -82,9 +90,10 @@ def _named(name: str, spec: str) -> ModuleType:
         missing = error.name or ""
         if name != missing and not name.startswith(f"{missing}."):
             raise _import_failed(spec, error) from error
-        raise UserError(
-            f"reward {spec!r}: no module {missing!r}{_near(missing.rpartition('.')[2], _siblings(missing))}"
-        ) from error
+        near = _near(missing.rpartition(".")[2], _siblings(missing))
+        if Path(f"{name}.py").is_file():
+            near = f"; did you mean {name}.py:{spec.rpartition(':')[2]}, the file?"
+        raise UserError(f"reward {spec!r}: no module {missing!r}{near}") from error
     except Exception as error:
         raise _import_failed(spec, error) from error
 

@@ -82,6 +82,10 @@ class RewardSet:
         self._failed_in_a_row = 0
         self._check()
 
+    def apart(self) -> RewardSet:
+        """Give the same functions and rules, with a count of failures in a row of its own."""
+        return RewardSet(self.rewards, self.time_limit, self.on_error, self.max_consecutive_drops)
+
     @property
     def names(self) -> list[str]:
         """The functions' names."""

@@ -110,9 +110,9 @@ class RunDirectory:
         """Append samples to ``samples.jsonl``, all of them or, if the disk is full, none.
 
         Args:
-            rows: ``step``, ``kind`` ("evaluation" or "skipped"), ``prompt``, ``completion``; of responses also
-                ``tokens``, ``reward``, ``rewards`` (by name), ``finished``; of evaluations ``kl`` (nats, one per
-                token).
+            rows: ``step``, ``kind`` ("evaluation", or "skipped" with the number of the ``update``, from 1),
+                ``prompt``, ``completion``; of responses also ``tokens``, ``reward``, ``rewards`` (by name),
+                ``finished``; of evaluations ``kl`` (nats, one per token).
 
         Raises:
             RunError: The lines could not be written.
@@ -139,14 +139,24 @@ class RunDirectory:
         text = json.dumps(lines.strict(entries), indent=2, ensure_ascii=False)
         write_file(self.path / ENVIRONMENT, (text + "\n").encode(errors="backslashreplace"))
 
-    def truncate_after(self, step: int) -> None:
+    def truncate_after(self, step: int, update: int = 0) -> None:
         """Forget metrics and samples of later steps, so that they can be made again from a checkpoint.
+
+        Args:
+            step: the last one that is kept.
+            update: how many updates of the step behind it are done; their refused samples are kept.
 
         Raises:
             RunError: A file could not be rewritten; it then stays whole, as it was.
         """
+
+        def stays(row: Mapping[str, Any]) -> bool:
+            if row.get("kind") == "skipped" and row["step"] == step + 1:
+                return bool(row["update"] <= update)
+            return bool(row["step"] <= step)
+
         for name in (METRICS, SAMPLES):
-            lines.keep(self.path / name, lambda row: bool(row["step"] <= step))
+            lines.keep(self.path / name, stays)
         for sink in list(self._sinks):
             self._guard(sink, lambda sink=sink: sink.truncate_after(step))
 

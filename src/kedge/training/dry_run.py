@@ -8,7 +8,15 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from kedge.training.config import PpoStage, Recipe, RewardStage, SftStage, Stage, TrustRegionConfig
+from kedge.training.config import (
+    AnchorConfig,
+    PpoStage,
+    Recipe,
+    RewardStage,
+    SftStage,
+    Stage,
+    TrustRegionConfig,
+)
 
 
 def derived_sizes(stage: Stage) -> list[tuple[str, str]]:
@@ -38,11 +46,6 @@ def derived_sizes(stage: Stage) -> list[tuple[str, str]]:
         ]
     responses, rollout = stage.responses_per_step, stage.rollout
     update = responses // stage.minibatches
-    controller = stage.anchor.controller
-    hold = {"fixed": "β fixed at {beta:g}", "adaptive": "β adapted to {target:g} {unit}"}
-    text = hold.get(controller.kind, "β solved for a budget of {budget:g} {unit}").format(
-        **controller.model_dump()
-    )
     sizes = [
         (
             "responses a step",
@@ -57,11 +60,17 @@ def derived_sizes(stage: Stage) -> list[tuple[str, str]]:
         ("responses in all", f"{responses * stage.steps:,}"),
         (
             "anchor",
-            f"{stage.anchor.measure} KL in the {stage.anchor.placement}, gradient {stage.anchor.gradient}; {text}",
+            f"{_measure(stage.anchor)} in the {stage.anchor.placement}, gradient {stage.anchor.gradient}; "
+            f"{stage.anchor.controller.in_words}",
         ),
         ("trust region", _trust_region(stage.trust_region, stage.updates_per_step)),
     ]
     return [*sizes, ("critic", _critic(stage))] if isinstance(stage, PpoStage) else sizes
+
+
+def _measure(anchor: AnchorConfig) -> str:
+    """Name the KL of an anchor."""
+    return f"{anchor.measure} forward KL" if anchor.direction == "forward" else f"{anchor.measure} KL"
 
 
 def _trust_region(region: TrustRegionConfig, updates: int) -> str:

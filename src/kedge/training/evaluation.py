@@ -19,6 +19,7 @@ from kedge.training.collect import Batch, describe, reward
 from kedge.training.config import EvaluationConfig
 from kedge.training.loop import Evaluation
 from kedge.training.measures import (
+    FORWARD,
     MEASURED,
     length_metrics,
     policy_metrics,
@@ -79,7 +80,7 @@ class PolicyEvaluator:
                 self.scorer.head(self.reference),
             )
         }
-        want = MEASURED | {"reference.forward_kl"}
+        want = MEASURED | {FORWARD}
         hidden = self.scorer.hidden_in_parts(self.model, rollout)
         return self.scorer.scores(hidden, self.scorer.head(self.model), rollout, anchors, want)
 

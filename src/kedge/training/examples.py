@@ -69,10 +69,22 @@ def encode_examples(
         )
     known = None
     if true_log_prob is not None:
-        known = true_log_prob([rows[i]["prompt"] for i in kept], [rows[i]["completion"] for i in kept])
+        known = _log_probs(true_log_prob, rows, kept)
     examples = Examples(
         [torch.tensor(encoded[index][0]) for index in kept],
         [torch.tensor(encoded[index][1], dtype=torch.bool) for index in kept],
         known,
     )
     return examples, len(encoded) - len(kept)
+
+
+def _log_probs(function: Callable[..., Any], rows: Rows, kept: Sequence[int]) -> list[float]:
+    """Ask what the true log-probabilities of the completions are."""
+    columns = [[rows[index][name] for index in kept] for name in ("prompt", "completion")]
+    try:
+        known = [float(value) for value in function(*columns)]
+    except Exception as error:
+        raise UserError(f"true_log_prob: {type(error).__name__}: {error}") from error
+    if len(known) != len(kept) or not all(value <= 0 for value in known):
+        raise UserError("true_log_prob must return one log-probability, of at most 0, for each completion")
+    return known

@@ -17,7 +17,7 @@ from kedge.training.config import GrpoStage, PpoStage
 from kedge.training.credit import Credit, Rewarded, critic_credit, group_credit
 from kedge.training.critic import CriticWork
 from kedge.training.experience import Experience
-from kedge.training.measures import MEASURED, length_metrics, policy_metrics, reward_metrics
+from kedge.training.measures import FORWARD, MEASURED, length_metrics, policy_metrics, reward_metrics
 from kedge.training.scoring import Scorer
 
 Metrics = dict[str, float]
@@ -99,7 +99,7 @@ class Gatherer:
             self.scorer.head(self.model),
             rollout,
             {"reference": (reference_hidden, self.scorer.head(self.reference))},
-            MEASURED | _of_policy(loss.statistics()),
+            MEASURED | _of_policy(loss.statistics()) | (loss.want() & {FORWARD}),
         )
         return scores, hidden
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kedge.errors import UserError
 from kedge.models import context_length, special_tokens
 from kedge.rewards import RewardSet
 from kedge.training.config import (
@@ -32,6 +34,7 @@ from kedge.training.resources import (
     make_critic,
     make_reference,
     make_rewards,
+    rewards_by_name,
     rows_of,
 )
 
@@ -48,9 +51,11 @@ class Materials:
     seed: int
     rewards: Rewards = None
     reference: PreTrainedModel | None = None
-    """Given from Python; else the recipe's, else a frozen copy of the policy."""
+    """Given from Python, for stages without one of their own."""
     reward_models: Mapping[str, Path] = field(default_factory=dict)
     """Where each reward stage leaves its final model."""
+    loaded: dict[str, ModuleType] = field(default_factory=dict)
+    """Files of reward functions that have been run: once for all stages."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +88,36 @@ class PolicyInputs:
     """The same functions; failures in a row are counted apart."""
     reward_models: list[ModelReward]
     """Those among the rewards; they are loaded when the stage begins."""
+    longest: int
+    """Tokens of the longest sequence that a reward model may have to read."""
     notes: list[str]
     critic: str | Path | None = None
     """The model that the critic starts from, where the recipe names one; checked, loaded when the stage begins."""
 
 
 Inputs = SftInputs | RewardInputs | PolicyInputs
+
+
+def require_use(stages: Sequence[Stage], materials: Materials) -> None:
+    """Refuse what was given from Python where no stage would use it.
+
+    Raises:
+        UserError: a reference, or rewards by name.
+    """
+    policies = [stage for stage in stages if isinstance(stage, PolicyStage)]
+    if materials.reference is not None and all(stage.reference is not None for stage in policies):
+        raise UserError(
+            "reference: no stage would use the one given from Python; it serves GRPO and PPO stages without a "
+            "`reference` of their own: take that out of the recipe, or do not give this one"
+        )
+    asked = [entry for stage in policies if stage.rewards is not None for entry in stage.rewards.functions]
+    named = {entry.name for entry in asked if entry.function is None and entry.model is None}
+    unused = [name for name in rewards_by_name(materials.rewards) if name not in named]
+    if unused and all(stage.rewards is not None for stage in policies):
+        raise UserError(
+            f"rewards: no stage would use {', '.join(map(repr, unused))} given from Python; name them among a "
+            "stage's `rewards.functions`, leave that section out, or do not give them"
+        )
 
 
 def load_inputs(stage: Stage, materials: Materials) -> Inputs:
@@ -164,21 +193,43 @@ def _policy(stage: PolicyStage, materials: Materials) -> PolicyInputs:
     notes: list[str] = []
     models = _reward_models(stage, materials)
     named = {model.name: model for model in models}
-    rewards, heldout_rewards = (make_rewards(stage.rewards, materials.rewards, named) for _ in range(2))
+    rewards = make_rewards(stage.rewards, materials.rewards, named, materials.loaded)
     train = _prompts(stage, stage.data, materials, "data", notes)
     rewards.check_columns(train.column_names)
     heldout = None
     if stage.evaluation is not None:
         heldout = _prompts(stage, stage.evaluation.data, materials, "evaluation.data", notes)
-        heldout_rewards.check_columns(heldout.column_names)
+        rewards.check_columns(heldout.column_names)
+    longest = _longest(stage, [train, *([heldout] if heldout is not None else [])])
     if stage.reference is not None:  # checked now, loaded when the stage begins
-        make_reference(stage.reference, materials.reference, materials.model, materials.tokenizer)
+        reference = make_reference(stage.reference, None, materials.model, materials.tokenizer)
+        _require_room("reference", reference, longest)
+    elif materials.reference is not None:
+        _require_room("reference", materials.reference, longest)
     critic = None
     if isinstance(stage, PpoStage) and stage.critic.model is not None:
         critic = materials.reward_models.get(stage.critic.model, stage.critic.model)
         if stage.critic.model not in materials.reward_models:  # checked now, like the reference
-            make_critic(critic, materials.model, materials.tokenizer)
-    return PolicyInputs(train, heldout, rewards, heldout_rewards, models, notes, critic)
+            backbone = make_critic(critic, materials.model, materials.tokenizer).backbone
+            assert backbone is not None  # what is loaded has one
+            _require_room("critic", backbone, longest)
+    return PolicyInputs(train, heldout, rewards, rewards.apart(), models, longest, notes, critic)
+
+
+def _longest(stage: PolicyStage, prompts: Sequence[Prompts]) -> int:
+    """Tokens of the longest sequence that a model may have to read, an end token behind a stop string included."""
+    prompt = max(len(tokens) for each in prompts for tokens in each.tokens)
+    return prompt + stage.rollout.max_new_tokens + bool(stage.rollout.stop)
+
+
+def _require_room(what: str, model: PreTrainedModel, tokens: int) -> None:
+    """Refuse a model whose context ends before the longest sequence does."""
+    context = context_length(model)
+    if context is not None and tokens > context:
+        raise UserError(
+            f"the {what} has a context of {context} tokens, and prompt and response can have {tokens}: lower "
+            f"rollout.max_new_tokens or rollout.max_prompt_tokens, or take another {what}"
+        )
 
 
 def _reward_models(stage: PolicyStage, materials: Materials) -> list[ModelReward]:

@@ -153,8 +153,7 @@ class Session:
         self.unrecorded = state.get("unrecorded")
         self.mark_best()
         work.restore(tree_map_only(Tensor, lambda saved: saved.to(self.device), state["work"]))
-        begun = last.step == self.step and last.update > 0  # the next step, whose refused samples stay
-        self.run.truncate_after(self.step - (self.unrecorded is not None) + begun)
+        self.run.truncate_after(last.step, max(last.update, 0))
         self.run.log(f"resumed from {last.name}")
         return True
 

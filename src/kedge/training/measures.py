@@ -14,7 +14,8 @@ from kedge.objective import bradley_terry_loss, brier_score, expected_calibratio
 from kedge.rollout import Rollout
 
 MEASURED = frozenset({"log_prob", "entropy", "reference.log_prob", "reference.reverse_kl"})
-"""Head outputs that ``policy_metrics`` needs; with ``reference.forward_kl`` the other direction is measured too."""
+"""Head outputs that ``policy_metrics`` needs; with ``FORWARD`` the other direction is measured too."""
+FORWARD = "reference.forward_kl"
 
 
 def policy_metrics(scores: Mapping[str, Tensor], rollout: Rollout) -> dict[str, float]:
@@ -26,14 +27,16 @@ def policy_metrics(scores: Mapping[str, Tensor], rollout: Rollout) -> dict[str, 
     """
     mask = rollout.mask
     log_prob, reference = scores["log_prob"], scores["reference.log_prob"]
-    exact = scores["reference.reverse_kl"]
 
     def mean(values: Tensor) -> float:
         return float(masked_mean(values, mask))
 
+    def exact(pair: str, values: Tensor) -> dict[str, float]:
+        per_response = float((values * mask).sum()) / max(1, len(rollout.group))
+        return {f"kl/{pair}/exact": mean(values), f"kl/{pair}/exact_per_response": per_response}
+
     metrics = {
-        "kl/policy_reference/exact": mean(exact),
-        "kl/policy_reference/exact_per_response": float((exact * mask).sum()) / max(1, len(rollout.group)),
+        **exact("policy_reference", scores["reference.reverse_kl"]),
         "kl/policy_reference/k1": mean(k1(log_prob, reference)),
         "kl/policy_reference/k2": mean(k2(log_prob, reference)),
         "kl/policy_reference/k3": mean(k3(log_prob, reference)),
@@ -41,9 +44,7 @@ def policy_metrics(scores: Mapping[str, Tensor], rollout: Rollout) -> dict[str, 
         "perplexity/reference": perplexity(-mean(reference)),
         "perplexity/policy": perplexity(-mean(log_prob)),
     }
-    if "reference.forward_kl" in scores:
-        metrics["kl/reference_policy/exact"] = mean(scores["reference.forward_kl"])
-    return metrics
+    return metrics | (exact("reference_policy", scores[FORWARD]) if FORWARD in scores else {})
 
 
 def length_metrics(rollout: Rollout) -> dict[str, float]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kedge.divergence import k3
+from kedge.errors import UserError
 from kedge.head import Head, reduce
 from kedge.objective import Controller, PolicyLoss, TokenInputs, aggregation_weights, masked_mean
 from kedge.runs.seeds import generator
@@ -115,7 +116,8 @@ class PolicyWork:
             rows = describe(
                 batch.rollout, batch.rows.tolist(), batch.rewards, collector.prompts, collector.tokenizer
             )
-            self.session.run.samples([{"step": step + 1, "kind": "skipped", **row} for row in rows])
+            which = {"step": step + 1, "kind": "skipped", "update": len(self.updates) + 1}
+            self.session.run.samples([{**which, **row} for row in rows])
         self.updates.append({**self.half, **learnt})
         self.half = None
         self.session.settle()
@@ -272,10 +274,9 @@ class PolicyWork:
             latest = name.startswith("kl/old_policy") or name.endswith("learning_rate")
             metrics.setdefault(name, values[-1] if latest else sum(values) / len(values))
         metrics |= {"anchor/beta": self.controller.beta, **self._budget()}
-        per_response = self.controller.unit == "nats/response"
-        name = "kl/policy_reference/exact_per_response" if per_response else "kl/policy_reference/exact"
-        if math.isfinite(metrics[name]):  # else the updates have been refused, and the loop stops the run
-            self.controller.update(metrics[name], responses=len(experience.rollout.group))
+        kl = metrics[self.stage.anchor.measured]
+        if math.isfinite(kl):  # else the updates have been refused, and the loop stops the run
+            self.controller.update(kl, responses=len(experience.rollout.group))
         tokens = float(experience.rollout.response_lengths.sum())
         spent = seconds + metrics["seconds/score"] + metrics["seconds/rollout"]
         metrics["tokens_per_second"] = tokens / spent
@@ -283,11 +284,11 @@ class PolicyWork:
         return metrics
 
     def _budget(self) -> Metrics:
-        controller = self.stage.anchor.controller
-        if controller.kind == "fixed":
+        goal = self.stage.anchor.controller.goal
+        if goal is None:
             return {}
-        value = controller.budget if controller.kind == "budget" else controller.target
-        return {"anchor/budget" if controller.unit == "nats/token" else "anchor/budget_per_response": value}
+        what = "budget" if self.stage.anchor.direction == "reverse" else "forward_budget"
+        return {f"anchor/{what}" + ("" if self.controller.unit == "nats/token" else "_per_response"): goal}
 
     def evaluation_due(self, step: int) -> bool:
         """Every n steps."""
@@ -306,8 +307,8 @@ class PolicyWork:
         """Controller, data position, and the responses in hand with the updates done on them."""
         return {
             "collector": self.collector.state(),
-            "controller": self.controller.state_dict(),
-            "penalty": self.penalty.state_dict() if self.penalty is not None else None,
+            "controller": _kept(self.controller),
+            "penalty": _kept(self.penalty),
             "critic": self.critic.state() if self.critic is not None else None,
             "experience": self.experience.state() if self.experience is not None else None,
             "metrics": self.metrics,
@@ -321,9 +322,9 @@ class PolicyWork:
     def restore(self, state: dict[str, Any]) -> None:
         """Take up ``state``."""
         self.collector.restore(state["collector"])
-        self.controller.load_state_dict(state["controller"])
-        if self.penalty is not None:
-            self.penalty.load_state_dict(state["penalty"])
+        for controller, kept in ((self.controller, state["controller"]), (self.penalty, state["penalty"])):
+            if controller is not None and kept is not None and kept["kind"] == type(controller).__name__:
+                controller.load_state_dict(kept["state"])  # one of another kind begins anew
         if self.critic is not None:
             self.critic.restore(state["critic"])
         experience = state["experience"]
@@ -331,3 +332,38 @@ class PolicyWork:
         self.metrics, self.updates, self.half = state["metrics"], state["updates"], state["half"]
         if state["old_head"] is not None:
             self.old_head = replace(self.scorer.head(self.session.model), **state["old_head"])
+        self._require_enough()
+
+    def _require_enough(self) -> None:
+        """Make responses in hand anew that were scored for settings that asked for less; refuse if updates are done."""
+        experience, stage = self.experience, self.stage
+        if experience is None:
+            return
+        lacks = (
+            (experience.old_log_probs is None and self.gatherer.needs_old_pass(self.loss()))
+            or (experience.old_hidden is None and stage.measures_old)
+            or (experience.correction is None and stage.correction.kind != "none")
+        )
+        if not lacks:
+            return
+        step = self.session.step + 1
+        if self.updates or self.half is not None:
+            raise UserError(
+                f"stage {stage.name!r}: step {step} is half done, and its responses were scored for settings that "
+                "asked for less of the old policy than these (epochs, minibatches, old_kl_limit, trust_region, "
+                f"correction, anchor.placement); go on with the former ones for this step (steps={step}), then change "
+                "them"
+            )
+        self.experience, self.metrics, self.old_head = None, {}, None
+        self.session.run.log(
+            f"step {step}: responses are drawn anew, those in hand were scored for other settings"
+        )
+
+
+def _kept(controller: Controller | None) -> dict[str, Any] | None:
+    """What is saved of a controller, with its kind: another one could make nothing of it."""
+    return (
+        {"kind": type(controller).__name__, "state": controller.state_dict()}
+        if controller is not None
+        else None
+    )

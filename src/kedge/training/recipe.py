@@ -61,6 +61,7 @@ def parse_recipe(text: str, *, source: str = "recipe", overrides: Sequence[str] 
         raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{source}: a recipe is a mapping of keys to values, this file holds {_kind(tree)}")
+    tree = _unshared(tree)
     overridden = {_override(tree, item) for item in overrides}
     return validate_recipe(tree, source=source, lines=lines, overridden=overridden)
 
@@ -93,6 +94,20 @@ def _record_lines(node: yaml.Node, location: Location, lines: dict[Location, int
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             _record_lines(value, (*location, index), lines, source)
+
+
+def _unshared(value: Any) -> Any:
+    """Copy a tree so that what YAML's anchors and merges share belongs to each place alone.
+
+    >>> shared = {"steps": 1}
+    >>> apart = _unshared({"one": shared, "two": shared})
+    >>> apart["one"]["steps"] = 2
+    >>> apart
+    {'one': {'steps': 2}, 'two': {'steps': 1}}
+    """
+    if isinstance(value, dict):
+        return {key: _unshared(each) for key, each in value.items()}
+    return [_unshared(each) for each in value] if isinstance(value, list) else value
 
 
 def _override(tree: dict[str, Any], item: str) -> Location:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -151,13 +152,14 @@ def make_reference(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> PreTrainedModel:
-    """Give what the policy is anchored to: by default a frozen copy of it."""
-    if config is None and given is None:
-        return frozen_copy(policy)
-    model = given if given is not None else load_model(str(config.path if config else ""), dtype=policy.dtype)
-    source = config.path if config is not None else "the reference given"
+    """Give what the policy is anchored to: the recipe's, else the one given, else a frozen copy of the policy."""
     if config is not None:
+        model, source = load_model(config.path, dtype=policy.dtype), config.path
         _require_same_tokens("reference", config.path, tokenizer)
+    elif given is not None:
+        model, source = given, "the reference given"
+    else:
+        return frozen_copy(policy)
     rows = [
         usable_vocabulary(m, tokenizer) or m.get_output_embeddings().weight.shape[0] for m in (policy, model)
     ]
@@ -224,9 +226,13 @@ def make_rewards(
     config: RewardsConfig | None,
     given: Sequence[Callable[..., Any]] | Mapping[str, Callable[..., Any]] | None,
     models: Mapping[str, Callable[..., Any]],
+    loaded: dict[str, ModuleType],
 ) -> RewardSet:
-    """Resolve rewards by name: functions from the recipe or from Python, reward models among ``models``."""
-    named = dict(given) if isinstance(given, Mapping) else _by_name(given or ())
+    """Resolve rewards by name: functions from the recipe or from Python, reward models among ``models``.
+
+    Files of functions that are in ``loaded`` are not run again; the others are added.
+    """
+    named = rewards_by_name(given)
     if config is None:
         if not named:
             raise UserError("rewards: give at least one function, in the recipe or from Python")
@@ -238,7 +244,7 @@ def make_rewards(
             functions.append(WeightedReward(entry.model_name, model, entry.weight, timed=False))
             continue
         if entry.function is not None:
-            function = load_reward(entry.function)
+            function = load_reward(entry.function, loaded=loaded)
         elif entry.name in named:
             function = named[str(entry.name)]
         else:
@@ -253,10 +259,14 @@ def make_rewards(
     )
 
 
-def _by_name(functions: Sequence[Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-    """Sort functions by their names, of which every one must have its own."""
+def rewards_by_name(
+    given: Sequence[Callable[..., Any]] | Mapping[str, Callable[..., Any]] | None,
+) -> dict[str, Callable[..., Any]]:
+    """Sort functions given from Python by their names, of which every one must have its own."""
+    if isinstance(given, Mapping):
+        return dict(given)
     named: dict[str, Callable[..., Any]] = {}
-    for function in functions:
+    for function in given or ():
         if (name := _name(function)) in named:
             raise UserError(
                 f"rewards: two of the functions given are called {name!r}; give a dictionary instead, with a name for "

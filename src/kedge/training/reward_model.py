@@ -76,7 +76,10 @@ class RewardWork:
     def _keep_skipped(self, step: int, rows: Sequence[int]) -> None:
         texts = [str(self.session.tokenizer.decode(each.tolist())) for each in self.train.sequences(rows)]
         self.session.run.samples(
-            [{"step": step + 1, "kind": "skipped", "prompt": "", "completion": text} for text in texts]
+            [
+                {"step": step + 1, "kind": "skipped", "update": 1, "prompt": "", "completion": text}
+                for text in texts
+            ]
         )
 
     @torch.no_grad()

@@ -57,7 +57,10 @@ class SftWork:
         if self.session.updater.skipped_in_a_row:
             texts = [str(self.session.tokenizer.decode(self.train.tokens[row].tolist())) for row in rows]
             self.session.run.samples(
-                [{"step": step + 1, "kind": "skipped", "prompt": "", "completion": text} for text in texts]
+                [
+                    {"step": step + 1, "kind": "skipped", "update": 1, "prompt": "", "completion": text}
+                    for text in texts
+                ]
             )
         cross_entropy = applied["loss"]
         return {

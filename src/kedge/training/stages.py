@@ -194,12 +194,9 @@ def leave_critic(session: Session, critic: Critic) -> None:
 def _load_reward_models(stage: PolicyStage, session: Session, inputs: PolicyInputs) -> dict[str, str]:
     """Load the reward models among the rewards, beside the policy; give their hashes."""
     found = {}
-    prompts = [inputs.train, *([inputs.heldout] if inputs.heldout is not None else [])]
-    longest = max(len(tokens) for each in prompts for tokens in each.tokens) + stage.rollout.max_new_tokens
-    longest += bool(stage.rollout.stop)  # an end token behind the stop string
     for reward in inputs.reward_models:
         reward.load(session.device, session.model.dtype)
-        reward.require_room(longest)
+        reward.require_room(inputs.longest)
         if reward.tokenizer is not None:
             _tell(
                 session,

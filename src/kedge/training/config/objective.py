@@ -147,6 +147,15 @@ class FixedConfig(Section):
         """Give the objective's own type."""
         return Fixed(beta=self.beta)
 
+    @property
+    def goal(self) -> None:
+        """No KL is aimed at."""
+
+    @property
+    def in_words(self) -> str:
+        """What sets β."""
+        return f"β fixed at {self.beta:g}"
+
 
 class AdaptiveConfig(Section):
     """β follows KL/target with limited steps (Ziegler et al. 2019)."""
@@ -155,7 +164,7 @@ class AdaptiveConfig(Section):
     beta: Rate = 0.1
     """At the start."""
     target: Rate
-    """KL to hold, in `unit`."""
+    """The exact KL to hold, in the anchor's direction and in `unit`."""
     horizon: Rate = 10_000.0
     """Responses over which β adapts."""
     unit: Unit = "nats/token"
@@ -164,9 +173,19 @@ class AdaptiveConfig(Section):
         """Give the objective's own type."""
         return Adaptive(beta=self.beta, target=self.target, horizon=self.horizon, unit=self.unit)
 
+    @property
+    def goal(self) -> float:
+        """The KL that is aimed at, in `unit`."""
+        return self.target
+
+    @property
+    def in_words(self) -> str:
+        """What sets β."""
+        return f"β adapted to {self.target:g} {self.unit}"
+
 
 class BudgetConfig(Section):
-    """The constraint KL ≤ budget itself; β is solved for."""
+    """The constraint KL ≤ budget itself, of the exact KL in the anchor's direction; β is solved for."""
 
     kind: Literal["budget"]
     budget: Rate
@@ -192,6 +211,16 @@ class BudgetConfig(Section):
         names = ("beta", "low", "high")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return Budget(budget=self.budget, unit=self.unit, **given)
+
+    @property
+    def goal(self) -> float:
+        """The KL that is not to be passed, in `unit`."""
+        return self.budget
+
+    @property
+    def in_words(self) -> str:
+        """What sets β."""
+        return f"β solved for a budget of {self.budget:g} {self.unit}"
 
 
 class AnchorConfig(Section):
@@ -239,6 +268,14 @@ class AnchorConfig(Section):
         if self.aggregation is not None:
             return "nats/token" if self.aggregation == "token" else "nats/response"
         return self.controller.unit if not isinstance(self.controller, FixedConfig) else "nats/token"
+
+    @property
+    def measured(self) -> str:
+        """The metric that the controller goes by: the exact KL in the anchor's direction."""
+        if isinstance(self.controller, FixedConfig):
+            return "kl/policy_reference/exact"
+        pair = "policy_reference" if self.direction == "reverse" else "reference_policy"
+        return f"kl/{pair}/exact" + ("_per_response" if self.controller.unit == "nats/response" else "")
 
 
 class AggregationConfig(Section):

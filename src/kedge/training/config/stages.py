@@ -95,6 +95,11 @@ class SftStage(_Stage):
             raise ValueError(
                 "true_log_prob does nothing without evaluation, which splits the cross-entropy by it"
             )
+        if self.true_log_prob is not None and not self.completion_only:
+            raise ValueError(
+                "true_log_prob is that of completions, and completion_only: false counts the prompts' tokens, too; "
+                "leave one of them out"
+            )
         return self
 
 
