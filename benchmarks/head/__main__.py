@@ -98,7 +98,10 @@ def read_options() -> argparse.Namespace:
     add("--threads", type=int, default=torch.get_num_threads(), help="for every contender alike")
     add("--sizes", nargs="+", metavar="N,H,V", help="instead of the usual ones")
     add(
-        "--budget", type=float, default=30.0, help="seconds a contender may take at a size, 5 rounds at least"
+        "--budget",
+        type=float,
+        default=30.0,
+        help="timed seconds of a contender at a size, 5 rounds at least; twice that passes",
     )
     add("--quick", action="store_true", help="tiny sizes; no goal but those given; no file but the one given")
     add("--only", nargs="+", default=[""], metavar="PART", help="of contenders whose names hold one of these")

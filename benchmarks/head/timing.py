@@ -115,7 +115,7 @@ def try_whole(entrants: list[Entrant], inputs: Inputs, say: Callable[[str], None
 def race(entrants: list[Entrant], inputs: Inputs, budget: float, say: Callable[[str], None]) -> None:
     """Time every contender in each of several rounds, A B C A B C …
 
-    There are as many rounds as give a contender ``budget`` seconds on average, 5 at least, 50 at most.
+    There are as many rounds as give a contender ``budget`` timed seconds on average, 5 at least, 50 at most.
     """
     for each in entrants:
         family = (each.contender.task, each.contender.family)

@@ -77,6 +77,15 @@ def short(key: str) -> Change:
     return change
 
 
+def exact_room(config: dict[str, Any], folder: Path) -> None:
+    """The policy's context of 48 is used up; a stop string takes no more of it."""
+    data(json.dumps({"prompt": "1" * 40}) + "\n")(config, folder)
+    model = build_model(16, hidden_size=32, layers=1, heads=2, context=47, pad_id=0, eos_id=1)
+    save_model(model, sums.tokenizer(), folder / "short")
+    config["stages"][0].update(reference={"path": str(folder / "short")})
+    config["stages"][0]["rollout"] = {**GRPO["rollout"], "stop": ["+"]}
+
+
 def model_without_end(config: dict[str, Any], folder: Path) -> None:
     tokenizer = sums.tokenizer()
     model = build_model(len(tokenizer), hidden_size=32, layers=1, heads=2, context=48)
@@ -123,6 +132,8 @@ CASES: dict[str, tuple[Change, int, str]] = {
     "other vocabulary": (other_reference(), 2, "has another vocabulary than the policy"),
     "reference without room": (short("reference"), 2, "the reference has a context of 12 tokens, and prompt"),
     "critic without room": (short("critic"), 2, "the critic has a context of 12 tokens, and prompt"),
+    "room to the last token": (
+        exact_room, 2, "the reference has a context of 47 tokens, and prompt and response can have 48"),
     "missing reference": (stage(reference={"path": "no/such/model"}), 2, "no/such/model"),
     "missing model": (lambda config, folder: config.update(model={"path": "no/such/model"}), 2, "no/such/model"),
     "model without end": (model_without_end, 2, "end-of-text"),

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 import kedge
 from kedge.errors import RunError, UserError
 from kedge.models import build_model, save_model
-from kedge.runs import load_state, read_metrics, read_samples
+from kedge.runs import load_state, read_metrics, read_samples, save_state
 from kedge.tasks import sums
 from kedge.training.checkpoint import Moment
 from kedge.training.gather import Gatherer
@@ -252,36 +252,101 @@ def stop_after(updates: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Gatherer, "gather", gather)
 
 
-@pytest.mark.parametrize("more", [
-    {"old_kl_limit": 10.0}, {"trust_region": {"mask": {"threshold": 0.5}}}, {"correction": {"kind": "truncate"}},
-], ids=str)  # fmt: skip
-def test_responses_in_hand_that_lack_what_is_asked_for_now_are_drawn_anew(
-    more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+SEQUENCE = {"kind": "sequence", "low": 0.01, "high": 0.01}
+MORE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "limit": ({}, {"epochs": 2, "old_kl_limit": 10.0}),
+    "mask": ({}, {"epochs": 2, "trust_region": {"mask": {"threshold": 0.5}}}),
+    "correction": ({}, {"correction": {"kind": "truncate"}}),
+    "forward": ({"epochs": 2}, {"epochs": 2, "anchor": {"direction": "forward", **GRPO["anchor"]}}),
+    "sequence": (
+        {"epochs": 2, "trust_region": SEQUENCE},
+        {"epochs": 2, "trust_region": SEQUENCE, "anchor": {"gradient": "sequence", **GRPO["anchor"]}},
+    ),
+}
+
+
+@pytest.mark.parametrize(("before", "after"), MORE.values(), ids=MORE.keys())
+def test_responses_in_hand_are_scored_for_what_is_asked_for_now(
+    before: dict[str, Any], after: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Stopped before the step's first update: the responses stay, whatever the settings were."""
     stage = {**GRPO, "evaluation": None, "steps": 3}
+    (tmp_path / "whole").mkdir()
+    whole = kedge.train(recipe(tmp_path / "whole", {**stage, **before})).stages["grpo"].metrics
     with monkeypatch.context() as patched:
         stop_after(0, 1, patched)
         with pytest.raises(RunError, match="stopped as asked"):
-            kedge.train(recipe(tmp_path, stage))
-    run = kedge.train(recipe(tmp_path, {**stage, "epochs": 2, **more}, resume=True)).stages["grpo"]
-    assert [row["step"] for row in run.metrics] == [1, 2, 3]
-    assert "step 2: responses are drawn anew" in (run.path / "log.txt").read_text()
+            kedge.train(recipe(tmp_path, {**stage, **before}))
+    rows = kedge.train(recipe(tmp_path, {**stage, **after}, resume=True)).stages["grpo"].metrics
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    for name in ("reward/mean", "length/mean", "kl/policy_reference/k1"):
+        assert rows[1][name] == whole[1][name]
 
 
+@pytest.mark.parametrize("change", [
+    {"old_kl_limit": 10.0}, {"anchor": {"direction": "forward", **GRPO["anchor"]}},
+    {"correction": {"kind": "truncate"}},
+], ids=str)  # fmt: skip
 def test_a_half_done_step_is_finished_before_more_is_asked_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = {**GRPO, "evaluation": None, "steps": 3, "epochs": 2}
-    with monkeypatch.context() as patched:
-        stop_after(1, 1, patched)
-        with pytest.raises(RunError, match="stopped as asked"):
-            kedge.train(recipe(tmp_path, stage))
-    more = {**stage, "old_kl_limit": 10.0}
-    with pytest.raises(UserError, match=r"step 2 is half done.*\(steps=2\), then change"):
-        kedge.train(recipe(tmp_path, more, resume=True))
-    kedge.train(recipe(tmp_path, {**stage, "steps": 2}, resume=True))
-    rows = kedge.train(recipe(tmp_path, more, resume=True)).stages["grpo"].metrics
+    for step in (1, 2):
+        with monkeypatch.context() as patched:
+            stop_after(2 - step, step, patched)
+            with pytest.raises(RunError, match="stopped as asked"):
+                kedge.train(recipe(tmp_path, stage, resume=step == 2))
+        more = recipe(tmp_path, {**stage, **change}, resume=True)
+        if step == 1:
+            with pytest.raises(
+                UserError, match="stopped within step 2, whose responses were scored for other"
+            ):
+                kedge.train(more)
+    rows = kedge.train(more).stages["grpo"].metrics
     assert [row["step"] for row in rows] == [1, 2, 3]
+
+
+def test_another_unit_begins_with_its_own_beta(tmp_path: Path) -> None:
+    for steps, unit in ((1, "nats/token"), (2, "nats/response")):
+        controller = {"kind": "budget", "budget": 0.05, "unit": unit}
+        stage = {**GRPO, "evaluation": None, "steps": steps, "anchor": {"controller": controller}}
+        rows = kedge.train(recipe(tmp_path, stage, resume=steps == 2)).stages["grpo"].metrics
+    assert [row["anchor/beta"] for row in rows] == pytest.approx([1.0, 0.1])
+
+
+def test_what_a_second_stop_has_in_hand_is_saved_too(tmp_path: Path) -> None:
+    """Groups drawn again, round after round: the checkpoint before the first update is written anew at each stop."""
+    reward = tmp_path / "fragile.py"
+    head = "calls = 0\ndef fragile(prompts, completions, **columns):\n    global calls\n    calls += 1\n"
+    good = "    return [float(c[:1] in '0123') * (i < 4) for i, c in enumerate(completions)]\n"
+    fails = "    if calls == {}: raise KeyError('out of luck')\n"
+    drawn = []
+    for name, failures in (("whole", ()), ("broken", (2, 2))):
+        folder = tmp_path / name
+        folder.mkdir()
+        rollout = {**GRPO["rollout"], "resample_equal_groups": 4}
+        stage = {**GRPO, "evaluation": None, "steps": 1, "rollout": rollout}
+        stage["rewards"] = {"functions": [{"function": f"{reward}:fragile"}]}
+        for attempt, call in enumerate(failures):
+            reward.write_text(head + fails.format(call) + good, encoding="utf-8")
+            with pytest.raises(RunError, match="out of luck"):
+                kedge.train(recipe(folder, stage, resume=attempt > 0))
+            (state,) = (folder / "run" / "grpo" / "checkpoints").iterdir()
+            drawn.append(load_state(state)["work"]["collector"]["position"])
+        reward.write_text(head + good, encoding="utf-8")
+        run = kedge.train(recipe(folder, stage, resume=bool(failures))).stages["grpo"]
+        drawn.append(without_clock(run.metrics))
+    assert drawn[0] == drawn[3]
+    assert drawn[1] < drawn[2]
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
+    stage = {**SFT, "steps": 1, "evaluation": None}
+    kedge.train(recipe(tmp_path, stage))
+    (checkpoint,) = (tmp_path / "run" / "sft" / "checkpoints").glob("step-*")
+    save_state(checkpoint, {**load_state(checkpoint), "format": 1})
+    with pytest.raises(UserError, match="another version of Kedge wrote this checkpoint"):
+        kedge.train(recipe(tmp_path, {**stage, "steps": 2}, resume=True))
 
 
 def test_a_folder_that_holds_nothing_but_a_lock_is_gone_on_with(tmp_path: Path) -> None:

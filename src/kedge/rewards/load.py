@@ -26,7 +26,7 @@ def load_reward(
         spec: ``module:function`` or ``path.py:function``.
         folder: what relative paths start from.
         loaded: files that have been run already, by name of their module; one that is not there is run, and added.
-            Functions of one file are then of one module, as ``multiprocessing`` wants them.
+            Functions of one file are then of one module, as process pools that fork want them.
 
     Returns:
         The function, not called yet.

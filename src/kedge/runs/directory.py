@@ -152,7 +152,7 @@ class RunDirectory:
 
         def stays(row: Mapping[str, Any]) -> bool:
             if row.get("kind") == "skipped" and row["step"] == step + 1:
-                return bool(row["update"] <= update)
+                return bool(row.get("update", 1) <= update)
             return bool(row["step"] <= step)
 
         for name in (METRICS, SAMPLES):

@@ -19,6 +19,8 @@ from kedge.errors import RunError, UserError
 from kedge.models import load_like, save_model
 from kedge.runs import atomic_directory, load_state, save_state
 
+FORMAT = 2
+"""Of the state that is saved, counted up where an older one can no longer be gone on from."""
 _NAME = re.compile(r"step-(\d{6,})(?:\.update-(\d{3,}))?")
 
 
@@ -75,13 +77,16 @@ class Checkpoints:
         tokenizer: PreTrainedTokenizerBase,
         state: dict[str, Any],
     ) -> None:
-        """Write a checkpoint, then remove what is no longer kept."""
+        """Write a checkpoint, then remove what is no longer kept.
+
+        One inside a step is written again: more of the step's responses may be in hand than before.
+        """
         target = self.path(moment)
-        if target.exists():
+        if target.exists() and moment.update < 0:
             return
         with atomic_directory(target) as scratch:
             save_model(model, tokenizer, scratch / "model")
-            save_state(scratch, state)
+            save_state(scratch, {"format": FORMAT, **state})
         self._prune()
 
     def mark_best(self, moment: Moment) -> None:
@@ -95,8 +100,17 @@ class Checkpoints:
         return Moment.parse(os.readlink(link)) if link.is_symlink() else None
 
     def load(self, moment: Moment) -> dict[str, Any]:
-        """Read the state of training."""
+        """Read the state of training.
+
+        Raises:
+            UserError: another version of Kedge wrote it.
+        """
         state: dict[str, Any] = load_state(self.path(moment))
+        if state.get("format") != FORMAT:
+            raise UserError(
+                f"{self.path(moment)}: another version of Kedge wrote this checkpoint; go on with that one, or begin a "
+                f"new run from its weights (model.path: {self.path(moment) / 'model'})"
+            )
         return state
 
     def _prune(self) -> None:

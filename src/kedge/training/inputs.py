@@ -89,7 +89,7 @@ class PolicyInputs:
     reward_models: list[ModelReward]
     """Those among the rewards; they are loaded when the stage begins."""
     longest: int
-    """Tokens of the longest sequence that a reward model may have to read."""
+    """Tokens of the longest prompt and response."""
     notes: list[str]
     critic: str | Path | None = None
     """The model that the critic starts from, where the recipe names one; checked, loaded when the stage begins."""
@@ -151,7 +151,7 @@ def _examples(
         ends=special_tokens(materials.model, materials.tokenizer)[1],
         completion_only=stage.completion_only,
         limit=min(limits, default=None),
-        true_log_prob=load_function(known, "true_log_prob") if known is not None else None,
+        true_log_prob=load_function(known, "true_log_prob", materials.loaded) if known is not None else None,
     )
     if dropped:
         total = len(examples) + dropped
@@ -175,7 +175,9 @@ def _reward(stage: RewardStage, materials: Materials) -> RewardInputs:
             tokenizer,
             ends=special_tokens(model, tokenizer)[1],
             limit=min(limits, default=None),
-            true_preference=load_function(known, "true_preference") if known is not None else None,
+            true_preference=load_function(known, "true_preference", materials.loaded)
+            if known is not None
+            else None,
         )
         if dropped:
             total = len(found) + dropped
@@ -200,29 +202,24 @@ def _policy(stage: PolicyStage, materials: Materials) -> PolicyInputs:
     if stage.evaluation is not None:
         heldout = _prompts(stage, stage.evaluation.data, materials, "evaluation.data", notes)
         rewards.check_columns(heldout.column_names)
-    longest = _longest(stage, [train, *([heldout] if heldout is not None else [])])
+    prompts = [*train.tokens, *(heldout.tokens if heldout is not None else [])]
+    longest = max(map(len, prompts)) + stage.rollout.max_new_tokens
     if stage.reference is not None:  # checked now, loaded when the stage begins
         reference = make_reference(stage.reference, None, materials.model, materials.tokenizer)
-        _require_room("reference", reference, longest)
+        require_room("reference", reference, longest)
     elif materials.reference is not None:
-        _require_room("reference", materials.reference, longest)
+        require_room("reference", materials.reference, longest)
     critic = None
     if isinstance(stage, PpoStage) and stage.critic.model is not None:
         critic = materials.reward_models.get(stage.critic.model, stage.critic.model)
         if stage.critic.model not in materials.reward_models:  # checked now, like the reference
             backbone = make_critic(critic, materials.model, materials.tokenizer).backbone
             assert backbone is not None  # what is loaded has one
-            _require_room("critic", backbone, longest)
+            require_room("critic", backbone, longest)
     return PolicyInputs(train, heldout, rewards, rewards.apart(), models, longest, notes, critic)
 
 
-def _longest(stage: PolicyStage, prompts: Sequence[Prompts]) -> int:
-    """Tokens of the longest sequence that a model may have to read, an end token behind a stop string included."""
-    prompt = max(len(tokens) for each in prompts for tokens in each.tokens)
-    return prompt + stage.rollout.max_new_tokens + bool(stage.rollout.stop)
-
-
-def _require_room(what: str, model: PreTrainedModel, tokens: int) -> None:
+def require_room(what: str, model: PreTrainedModel, tokens: int) -> None:
     """Refuse a model whose context ends before the longest sequence does."""
     context = context_length(model)
     if context is not None and tokens > context:

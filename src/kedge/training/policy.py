@@ -80,7 +80,6 @@ class PolicyWork:
             if not bool(experience.learnt.any()):
                 self.session.progress.say(f"warning: step {step + 1}: {_NOTHING}")
             self.experience, self.metrics = experience, metrics
-            self.collector.release()
         if self.stage.measures_old and self.old_head is None:
             self.old_head = self.scorer.head(self.session.model).snapshot()
         started = time.perf_counter()
@@ -107,9 +106,10 @@ class PolicyWork:
         batch = experience.select(self._minibatch(step, experience.rollout.group))
         if self.half is None:
             self.half = self._update_policy(step, batch)
+            if self.half is None:
+                return False
+            self.collector.release()  # from here on the responses are those of the policy before
             self.session.settle()
-        if self.half is None:
-            return False
         learnt = self.critic.update(step, batch) if self.critic is not None else {}
         if any(updater.skipped_in_a_row for updater in self.session.updaters):
             collector = self.collector
@@ -280,6 +280,7 @@ class PolicyWork:
         tokens = float(experience.rollout.response_lengths.sum())
         spent = seconds + metrics["seconds/score"] + metrics["seconds/rollout"]
         metrics["tokens_per_second"] = tokens / spent
+        self.collector.release()
         self.experience, self.old_head, self.updates, self.metrics = None, None, [], {}
         return metrics
 
@@ -303,28 +304,36 @@ class PolicyWork:
         in_hand = self.experience is not None or self.collector.in_hand
         return Moment(step, len(self.updates) if in_hand else -1)
 
+    @property
+    def _begun(self) -> bool:
+        """Whether an update of the step is done, or its policy's part: until then its responses can be scored again."""
+        return bool(self.updates) or self.half is not None
+
     def state(self) -> dict[str, Any]:
         """Controller, data position, and the responses in hand with the updates done on them."""
+        experience = self.experience if self._begun else None  # else what the collector holds is enough
+        old_head = self.old_head if self._begun else None
         return {
             "collector": self.collector.state(),
-            "controller": _kept(self.controller),
-            "penalty": _kept(self.penalty),
+            "controller": {"of": self._controls, "state": self.controller.state_dict()},
+            "penalty": {"of": self._penalises, "state": self.penalty.state_dict() if self.penalty else {}},
             "critic": self.critic.state() if self.critic is not None else None,
-            "experience": self.experience.state() if self.experience is not None else None,
-            "metrics": self.metrics,
+            "experience": experience.state() if experience is not None else None,
+            "placement": self.stage.anchor.placement,
+            "metrics": self.metrics if experience is not None else {},
             "updates": self.updates,
             "half": self.half,
-            "old_head": {"weight": self.old_head.weight, "bias": self.old_head.bias}
-            if self.old_head
-            else None,
+            "old_head": {"weight": old_head.weight, "bias": old_head.bias} if old_head else None,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up ``state``."""
         self.collector.restore(state["collector"])
-        for controller, kept in ((self.controller, state["controller"]), (self.penalty, state["penalty"])):
-            if controller is not None and kept is not None and kept["kind"] == type(controller).__name__:
-                controller.load_state_dict(kept["state"])  # one of another kind begins anew
+        controller, penalty = state["controller"], state["penalty"]
+        if controller["of"] == self._controls:  # one of another kind, or of another KL, begins anew
+            self.controller.load_state_dict(controller["state"])
+        if self.penalty is not None and penalty["of"] == self._penalises:
+            self.penalty.load_state_dict(penalty["state"])
         if self.critic is not None:
             self.critic.restore(state["critic"])
         experience = state["experience"]
@@ -332,38 +341,35 @@ class PolicyWork:
         self.metrics, self.updates, self.half = state["metrics"], state["updates"], state["half"]
         if state["old_head"] is not None:
             self.old_head = replace(self.scorer.head(self.session.model), **state["old_head"])
-        self._require_enough()
+        if self.experience is not None:
+            self._require_enough(self.experience, state["placement"])
 
-    def _require_enough(self) -> None:
-        """Make responses in hand anew that were scored for settings that asked for less; refuse if updates are done."""
-        experience, stage = self.experience, self.stage
-        if experience is None:
-            return
+    @property
+    def _controls(self) -> list[str]:
+        return [type(self.controller).__name__, self.stage.anchor.measured]
+
+    @property
+    def _penalises(self) -> str:
+        return type(self.penalty).__name__
+
+    def _require_enough(self, experience: Experience, placement: str) -> None:
+        """Refuse settings that ask for what a step that is half done was not scored for.
+
+        Raises:
+            UserError: naming step and settings.
+        """
+        stage = self.stage
+        old_pass = self.gatherer.needs_old_pass(self.loss())
         lacks = (
-            (experience.old_log_probs is None and self.gatherer.needs_old_pass(self.loss()))
-            or (experience.old_hidden is None and stage.measures_old)
-            or (experience.correction is None and stage.correction.kind != "none")
+            (old_pass and (experience.old_log_probs is None or stage.anchor.measured not in self.metrics))
+            or (stage.measures_old and experience.old_hidden is None)
+            or (stage.correction.kind != "none" and experience.correction is None)
+            or placement != stage.anchor.placement
         )
-        if not lacks:
-            return
-        step = self.session.step + 1
-        if self.updates or self.half is not None:
+        if lacks:
             raise UserError(
-                f"stage {stage.name!r}: step {step} is half done, and its responses were scored for settings that "
-                "asked for less of the old policy than these (epochs, minibatches, old_kl_limit, trust_region, "
-                f"correction, anchor.placement); go on with the former ones for this step (steps={step}), then change "
-                "them"
+                f"stage {stage.name!r}: the run was stopped within step {self.session.step + 1}, whose responses were "
+                "scored for other settings than these (epochs, minibatches, old_kl_limit, trust_region, correction, "
+                "anchor.placement, anchor.direction); go on with the former ones, and change them where a stop finds "
+                "the run between two steps or before a step's first update"
             )
-        self.experience, self.metrics, self.old_head = None, {}, None
-        self.session.run.log(
-            f"step {step}: responses are drawn anew, those in hand were scored for other settings"
-        )
-
-
-def _kept(controller: Controller | None) -> dict[str, Any] | None:
-    """What is saved of a controller, with its kind: another one could make nothing of it."""
-    return (
-        {"kind": type(controller).__name__, "state": controller.state_dict()}
-        if controller is not None
-        else None
-    )

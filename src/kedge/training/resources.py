@@ -280,9 +280,9 @@ def _name(function: Callable[..., Any]) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
-def load_function(name: str, what: str) -> Callable[..., Any]:
+def load_function(name: str, what: str, loaded: dict[str, ModuleType]) -> Callable[..., Any]:
     """Load ``module:function`` for something other than a reward."""
     try:
-        return load_reward(name)
+        return load_reward(name, loaded=loaded)
     except UserError as error:
         raise UserError(f"{what}: {error}") from None

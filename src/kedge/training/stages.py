@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -38,7 +37,7 @@ from kedge.training.config import (
 )
 from kedge.training.critic import CriticWork
 from kedge.training.evaluation import PolicyEvaluator
-from kedge.training.inputs import Inputs, Materials, PolicyInputs, RewardInputs, SftInputs
+from kedge.training.inputs import Inputs, Materials, PolicyInputs, RewardInputs, SftInputs, require_room
 from kedge.training.loop import Session, Work, run_loop
 from kedge.training.optimization import Updater
 from kedge.training.policy import PolicyWork
@@ -156,18 +155,20 @@ def policy_work(
         controller=stage.anchor.controller.build(),
         evaluator=_evaluator(stage, session, inputs, reference, scorer),
         penalty=penalty_of(stage.trust_region.penalty),
-        critic=critic_work(stage, session, scorer, inputs.critic) if isinstance(stage, PpoStage) else None,
+        critic=critic_work(stage, session, scorer, inputs) if isinstance(stage, PpoStage) else None,
     )
 
 
-def critic_work(stage: PpoStage, session: Session, scorer: Scorer, source: str | Path | None) -> CriticWork:
+def critic_work(stage: PpoStage, session: Session, scorer: Scorer, inputs: PolicyInputs) -> CriticWork:
     """Make the critic and have it trained: by an optimizer of its own, or by the policy's on a shared backbone."""
     policy = session.model
     critic = (
         critic_beside(policy, shared=stage.critic.shared)
-        if source is None
-        else make_critic(source, policy, session.tokenizer)
+        if inputs.critic is None
+        else make_critic(inputs.critic, policy, session.tokenizer)
     )
+    if critic.backbone is not None:
+        require_room("critic", critic.backbone, inputs.longest)
     if critic.backbone is not None and stage.compute.activation_checkpointing:
         enable_activation_checkpointing(critic.backbone)
     work = CriticWork(critic, stage.critic, scorer, stage.steps)
@@ -196,7 +197,7 @@ def _load_reward_models(stage: PolicyStage, session: Session, inputs: PolicyInpu
     found = {}
     for reward in inputs.reward_models:
         reward.load(session.device, session.model.dtype)
-        reward.require_room(inputs.longest)
+        reward.require_room(inputs.longest + bool(stage.rollout.stop))  # an end token behind the stop string
         if reward.tokenizer is not None:
             _tell(
                 session,
